@@ -45,7 +45,9 @@ def _parse_specs(value: Any) -> Any:
     return (str(value),) if isinstance(value, float) else value
 
 
-Size = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]], BeforeValidator(_parse_size)]
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]], BeforeValidator(_parse_size)
+]
 Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_parse_list)]
 Mults = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), BeforeValidator(_parse_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
@@ -64,15 +66,29 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which images, and what is done to them on the way in."""
 
-    dataset: str = Field("digits", description="digits, fashion-mnist, mnist, cifar10, folder, npz, shapes, or package.module:Class")
-    path: Path | None = Field(None, description="folder or file that the data set reads (folder and npz need one; others look there first)")
-    split: Literal["train", "test", "all"] = Field("train", description="part of the data set that is used; a folder has only 'all' unless it holds train/ and test/")
-    size: Size | None = Field(None, description="height and width: 32, or 28x36; default: the images' own (see docs/data.md)")
-    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; default: grey if every image is grey, else RGB")
-    resize: Literal["crop", "fit", "stretch"] = Field(
-        "crop", description="images of another size: cover the target and crop the centre, fit inside it on white, or stretch"
+    dataset: str = Field(
+        "digits", description="digits, fashion-mnist, mnist, cifar10, folder, npz, shapes, or package.module:Class"
     )
-    labels: Path | None = Field(None, description="label file for a folder: CSV lines 'path,label', or JSON {path: label}")
+    path: Path | None = Field(
+        None, description="folder or file that the data set reads (folder and npz need one; others look there first)"
+    )
+    split: Literal["train", "test", "all"] = Field(
+        "train",
+        description="part of the data set that is used; a folder has only 'all' unless it holds train/ and test/",
+    )
+    size: Size | None = Field(
+        None, description="height and width: 32, or 28x36; default: the images' own (see docs/data.md)"
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="1 grey, 3 RGB; default: grey if every image is grey, else RGB"
+    )
+    resize: Literal["crop", "fit", "stretch"] = Field(
+        "crop",
+        description="images of another size: cover the target and crop the centre, fit inside it on white, or stretch",
+    )
+    labels: Path | None = Field(
+        None, description="label file for a folder: CSV lines 'path,label', or JSON {path: label}"
+    )
     flip: bool = Field(False, description="mirror each image left to right with probability 1/2")
     workers: Count = Field(0, description="threads that gather batches ahead; changes speed only, never the batches")
 
@@ -82,42 +98,65 @@ class ModelConfig(Config):
 
     network: str = Field("unet", description="network: unet, or package.module:Class")
     channels: Positive = Field(128, description="channels of the first level")
-    channel_mults: Mults = Field((1, 2, 2, 2), description="channels per level, as multiples: 1,2,2,2; each level halves the image")
+    channel_mults: Mults = Field(
+        (1, 2, 2, 2), description="channels per level, as multiples: 1,2,2,2; each level halves the image"
+    )
     blocks: Positive = Field(2, description="residual blocks per level (one more on the way up)")
     attention: Integers = Field((1,), description="levels with self-attention, 0 is full size; 'none' for no level")
     heads: Positive = Field(1, description="attention heads")
     head_channels: Positive | None = Field(None, description="channels per attention head; overrides --model.heads")
     dropout: Probability = Field(0.1, description="dropout in the residual blocks")
     conditioning: Literal["none", "global", "block"] = Field(
-        "none", description="class conditioning: none; global: added to the time embedding; block: a bias per residual block"
+        "none",
+        description="class conditioning: none; global: added to the time embedding; block: a bias per residual block",
     )
     time_dim: Positive | None = Field(None, description="width of the time embedding; default: 4 x channels")
-    time_embedding: Literal["sin-cos", "cos-sin", "interleaved"] = Field("sin-cos", description="layout of the sinusoids")
-    time_exponent: Literal["half", "half-1"] = Field("half", description="frequencies 10000^(-i/half) or 10000^(-i/(half-1))")
+    time_embedding: Literal["sin-cos", "cos-sin", "interleaved"] = Field(
+        "sin-cos", description="layout of the sinusoids"
+    )
+    time_exponent: Literal["half", "half-1"] = Field(
+        "half", description="frequencies 10000^(-i/half) or 10000^(-i/(half-1))"
+    )
     activation: Literal["silu", "relu", "mish", "gelu"] = Field("silu", description="activation function")
     norm: Literal["group", "instance", "batch", "none"] = Field("group", description="normalisation layer")
-    norm_groups: Positive = Field(32, description="groups of group normalisation (fewer where the channels do not divide)")
+    norm_groups: Positive = Field(
+        32, description="groups of group normalisation (fewer where the channels do not divide)"
+    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the normalisation")
-    scale_shift: bool = Field(False, description="the time embedding scales and shifts the second norm instead of being added before it")
+    scale_shift: bool = Field(
+        False, description="the time embedding scales and shifts the second norm instead of being added before it"
+    )
     resample: Literal["conv", "pool", "block"] = Field(
-        "conv", description="down and up: strided convolution / nearest + convolution; average pool / nearest; a residual block that resamples"
+        "conv",
+        description="down and up: strided convolution / nearest + convolution; average pool / nearest; a residual block that resamples",
     )
-    down_padding: Literal["symmetric", "asymmetric"] = Field("symmetric", description="padding of the strided convolution; asymmetric: bottom and right")
+    down_padding: Literal["symmetric", "asymmetric"] = Field(
+        "symmetric", description="padding of the strided convolution; asymmetric: bottom and right"
+    )
     initialisation: Literal["ddpm", "xavier", "torch"] = Field(
-        "ddpm", description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults"
+        "ddpm",
+        description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults",
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, about a third more time")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third more time"
+    )
 
 
 class DiffusionConfig(Config):
     """The forward process and what the network learns."""
 
-    schedule: str = Field("linear", description="noise schedule spec: linear, cosine, ... e.g. linear:timesteps=1000,beta_end=0.02")
+    schedule: str = Field(
+        "linear", description="noise schedule spec: linear, cosine, ... e.g. linear:timesteps=1000,beta_end=0.02"
+    )
     objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev")
-    variance: Literal["fixed-large", "fixed-small"] = Field("fixed-large", description="variance of the reverse process (Ho et al., section 3.2)")
+    variance: Literal["fixed-large", "fixed-small"] = Field(
+        "fixed-large", description="variance of the reverse process (Ho et al., section 3.2)"
+    )
     loss: Literal["l2", "l1", "huber"] = Field("l2", description="error between the network's output and its target")
     label_drop: Probability = Field(0.1, description="probability of training without the label (needed for guidance)")
-    thresholding: str = Field("clip", description="what samplers do to the predicted x0 unless told otherwise: clip, none")
+    thresholding: str = Field(
+        "clip", description="what samplers do to the predicted x0 unless told otherwise: clip, none"
+    )
 
 
 class TrainConfig(Config):
@@ -125,17 +164,28 @@ class TrainConfig(Config):
 
     steps: Positive = Field(100_000, description="optimizer steps of the whole run")
     batch_size: Positive = Field(128, description="global batch: images per optimizer step over all processes")
-    micro_batch: Positive | None = Field(None, description="images per forward pass and process; default: all, halved when memory runs out")
+    micro_batch: Positive | None = Field(
+        None, description="images per forward pass and process; default: all, halved when memory runs out"
+    )
     optimizer: Literal["adam", "adamw"] = Field("adam", description="optimizer")
     lr: float = Field(2e-4, gt=0, description="learning rate after warm-up")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates")
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="weight decay (L2 for adam, decoupled for adamw)")
     warmup: Count = Field(5000, description="steps over which the learning rate rises linearly from zero")
-    lr_schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after warm-up: constant, or falling to zero at the last step")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="learning rate after warm-up: constant, or falling to zero at the last step"
+    )
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
-    ema: Specs = Field(("0.9999",), description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999; 'none'")
-    nan: str = Field("stop", pattern=r"^(stop|skip:[1-9]\d*)$", description="a NaN or infinite loss or gradient: stop, or skip:N to leave out up to N steps")
+    ema: Specs = Field(
+        ("0.9999",),
+        description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999; 'none'",
+    )
+    nan: str = Field(
+        "stop",
+        pattern=r"^(stop|skip:[1-9]\d*)$",
+        description="a NaN or infinite loss or gradient: stop, or skip:N to leave out up to N steps",
+    )
     log_every: Positive = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints (the last step is always saved)")
     keep_last: Positive = Field(2, description="newest checkpoints that are kept")
@@ -148,24 +198,37 @@ class SampleConfig(Config):
     """How images are drawn."""
 
     sampler: str = Field("ddim:steps=50", description="sampler spec: ddim:steps=50,eta=0 or ddpm:steps=1000")
-    guidance: float = Field(1.0, ge=0, description="weight of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional")
-    chunk: Positive = Field(16, description="images drawn together; part of the recipe, since another size changes float rounding")
+    guidance: float = Field(
+        1.0, ge=0, description="weight of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional"
+    )
+    chunk: Positive = Field(
+        16, description="images drawn together; part of the recipe, since another size changes float rounding"
+    )
 
 
 class RuntimeConfig(Config):
     """The machine. Nothing here changes what is computed, beyond float rounding."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="bf16: autocast; auto: bf16 where the machine has units for it")
-    layout: Literal["auto", "nchw", "channels-last"] = Field("auto", description="memory layout of images; auto: channels-last on a GPU")
-    threads: Positive | None = Field(None, description="CPU threads per process; default: cores / processes")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="bf16: autocast; auto: bf16 where the machine has units for it"
+    )
+    layout: Literal["auto", "nchw", "channels-last"] = Field(
+        "auto", description="memory layout of images; auto: channels-last on a GPU"
+    )
+    threads: Positive | None = Field(
+        None, description="CPU threads per process; default: OMP_NUM_THREADS, or cores / processes"
+    )
     compile: bool = Field(False, description="torch.compile the network: slow to start")
 
 
 class LoggingConfig(Config):
     """Where metrics go besides metrics.jsonl."""
 
-    sinks: Names = Field((), description="any of tensorboard, wandb, trackio, comma-separated; a sink that fails is left out, training goes on")
+    sinks: Names = Field(
+        (),
+        description="any of tensorboard, wandb, trackio, comma-separated; a sink that fails is left out, training goes on",
+    )
     project: str = Field("ddpm", description="project name in W&B and trackio")
 
 
@@ -276,14 +339,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"--config {path}: is not plain YAML ({' '.join(str(error).split())[:160]}).") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"--config {path}: expected groups such as 'train:' with fields, found {type(values).__name__}.")
+        raise ConfigError(
+            f"--config {path}: expected groups such as 'train:' with fields, found {type(values).__name__}."
+        )
     return values
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Fields that differ and change what a step computes: {dotted name: (old, new)}. Empty: `new` may resume `old`."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    changed = {name: (before.get(name), after.get(name)) for name in {**before, **after} if before.get(name) != after.get(name)}
+    changed = {
+        name: (before.get(name), after.get(name)) for name in {**before, **after} if before.get(name) != after.get(name)
+    }
     return {name: pair for name, pair in changed.items() if not _is_free(name, new)}
 
 

@@ -74,12 +74,16 @@ class Component:
         head, options = _split_head(spec.strip())
         found = _outside(cls, head) if ":" in head else cls.registered.get(head)
         if found is None:
-            raise ConfigError(f"{cls.kind} {head!r} is not known{nearest(head, cls.names())}; choose from {', '.join(cls.names())}.")
+            raise ConfigError(
+                f"{cls.kind} {head!r} is not known{nearest(head, cls.names())}; choose from {', '.join(cls.names())}."
+            )
         known = _options(found)
         for option in options:
             if option not in known:
                 given = ", ".join(known) or "none"
-                raise ConfigError(f"{cls.kind} {head!r} has no option {option!r}{nearest(option, known)}; its options: {given}.")
+                raise ConfigError(
+                    f"{cls.kind} {head!r} has no option {option!r}{nearest(option, known)}; its options: {given}."
+                )
         return typing.cast(Self, found(**options))
 
 
@@ -147,7 +151,9 @@ def _outside(kind: type[Component], head: str) -> type[Component]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{kind.kind} {head!r} cannot be imported: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, kind) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"{head!r} is not a {kind.kind}: derive it from {kind.__module__}.{kind.__name__} and decorate it with ddpm.registry.register.")
+        raise ConfigError(
+            f"{head!r} is not a {kind.kind}: derive it from {kind.__module__}.{kind.__name__} and decorate it with ddpm.registry.register."
+        )
     if "name" not in vars(found) or vars(found)["name"] not in kind.registered:
         raise ConfigError(f"{head!r} is not registered: decorate it with ddpm.registry.register.")
     return found
@@ -181,7 +187,9 @@ def _convert(component: Component, option: str, annotation: Any, value: Any) -> 
         return _adapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
         problem = error.errors()[0]["msg"]
-        raise ConfigError(f"{component.kind} {component.name!r}: {option}={_write(value)} is wrong: {problem[0].lower()}{problem[1:]}.") from None
+        raise ConfigError(
+            f"{component.kind} {component.name!r}: {option}={_write(value)} is wrong: {problem[0].lower()}{problem[1:]}."
+        ) from None
 
 
 def _head(component: Component) -> str:

@@ -1,0 +1,181 @@
+"""Checkpoints: folders of safetensors that appear whole or not at all, with a manifest that tells when they are damaged.
+
+checkpoints/step-00005000/   model.safetensors  ema-<name>.safetensors  optimizer.safetensors  state.safetensors
+                             state.json  config.yaml  MANIFEST.json (sizes and sha256 of the others, written last)
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddpm import files
+from ddpm.config import RunConfig, build, read_yaml, to_yaml
+from ddpm.errors import CheckpointError, ConfigError, DataError
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been found whole: its folder, step and state.json."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @property
+    def emas(self) -> list[str]:
+        """Names of the moving averages it holds, the default first."""
+        return [str(name) for name in self.state["emas"]]
+
+    def config(self) -> RunConfig:
+        """The config of the run that wrote it."""
+        try:
+            return build(read_yaml(self.path / "config.yaml"), str(self.path / "config.yaml"))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: its config cannot be used: {error}") from None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `<name>.safetensors`, on the CPU."""
+        path = self.path / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def save(
+    checkpoints: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: RunConfig,
+) -> Path:
+    """Write a checkpoint: built beside, synced, renamed into place.
+
+    Args:
+        checkpoints: the run's `checkpoints/` folder.
+        step: optimizer steps done.
+        tensors: file name (without suffix) -> tensors by name.
+        state: JSON values; gets `format` and `step`.
+        config: of the run.
+
+    A whole checkpoint of this step that stands already is kept: a run's step determines it.
+    Raises DataError (disk full, not writable); then nothing is left behind and older checkpoints are as they were.
+    """
+    target = step_folder(checkpoints, step)
+    if _is_whole(target):
+        return target
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    if (free := files.free_bytes(checkpoints)) < needed * 1.02 + 1_000_000:
+        raise DataError(
+            f"{target}: needs {needed / 1e6:.1f} MB but only {free / 1e6:.1f} MB are free; free some space."
+        )
+    with files.atomic_folder(target) as folder:
+        for name, group in tensors.items():
+            _save_tensors(folder / f"{name}.safetensors", group)
+        (folder / "state.json").write_text(
+            json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8"
+        )
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        manifest = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
+        (folder / MANIFEST).write_text(_manifest_text({"format": FORMAT, "files": manifest}), encoding="utf-8")
+    return target
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint folder, checked against its manifest; raises CheckpointError that names the damaged file."""
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        rows = [(str(name), int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()]
+        newer = manifest["format"] > FORMAT
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is no whole checkpoint (no {MANIFEST}).") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: is damaged ({type(error).__name__}).") from None
+    if newer:
+        raise CheckpointError(
+            f"{path}: was written by a newer ddpm (format {manifest['format']}, this one reads {FORMAT}); upgrade ddpm."
+        )
+    if text != _manifest_text(manifest):
+        raise CheckpointError(f"{path / MANIFEST}: is damaged (it is not as it was written).")
+    if not {"model.safetensors", "state.json", "config.yaml"} <= {name for name, _, _ in rows}:
+        raise CheckpointError(f"{path / MANIFEST}: is damaged (files are missing from its list).")
+    for name, size, digest in rows:
+        _check_file(path / name, size, digest)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(path, int(state["step"]), state)
+
+
+def listing(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders by step, newest first; whether they are whole is not looked at."""
+    found = [
+        (int(match[1]), path)
+        for path in checkpoints.glob("step-*")
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def latest(checkpoints: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None; each damaged one passed over is told of."""
+    for path in listing(checkpoints):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            warn(f"{error} The checkpoint before it is used.")
+    return None
+
+
+def prune(checkpoints: Path, keep_last: int, keep_every: int, keep: Path) -> None:
+    """Remove old checkpoints: all but the `keep_last` newest, `keep`, and those whose step `keep_every` divides."""
+    for path in listing(checkpoints)[keep_last:]:
+        match = _NAME.fullmatch(path.name)
+        assert match is not None
+        if path != keep and not (keep_every and int(match[1]) % keep_every == 0):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: cannot be written ({error}).") from None
+
+
+def _check_file(path: Path, size: int, digest: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing.")
+    if path.stat().st_size != size:
+        raise CheckpointError(f"{path}: is damaged (it has {path.stat().st_size} bytes, its manifest says {size}).")
+    if files.sha256(path) != digest:
+        raise CheckpointError(f"{path}: is damaged (its contents do not match the manifest's sha256).")

@@ -1,0 +1,148 @@
+"""Processes: who am I, how do we add up, and how a command starts several of itself."""
+
+import contextlib
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+
+_RENDEZVOUS = "DDPM_RENDEZVOUS"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over processes, on each of them."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; a meeting point for all."""
+        return bool(self.sum(torch.tensor([float(flag)])).item() > 0) if self.size > 1 else flag
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, n: int) -> slice:
+        """This process's part of n consecutive things, as equal as can be."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def broadcast(self, value: object) -> object:
+        """The main process's value, on each process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextlib.contextmanager
+def join(timeout_s: float = 1800.0) -> Iterator[World]:
+    """Join the process group that the environment describes (ours, or torchrun's); alone where it describes none.
+
+    The group talks over gloo on CPU tensors and over NCCL on CUDA ones.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    where = os.environ.get(_RENDEZVOUS, "env://")
+    dist.init_process_group(
+        backend, init_method=where, rank=world.rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s)
+    )
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def launch_processes(arguments: Sequence[str], processes: int) -> int:
+    """Run `ddpm ARGUMENTS` as several processes of one group on this machine; returns the exit code.
+
+    SIGTERM and SIGINT are passed on. When a process fails, the others are ended and its code is returned.
+    """
+    if processes < 1:
+        raise ConfigError(f"--processes={processes} is wrong: it must be at least 1.")
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
+        children = [_start(arguments, rank, processes, Path(folder) / "rendezvous") for rank in range(processes)]
+        with _passing_signals_to(children):
+            return _wait(children)
+
+
+def _start(arguments: Sequence[str], rank: int, size: int, rendezvous: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        _RENDEZVOUS: rendezvous.as_uri(),
+    }
+    if sys.platform == "linux":
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return subprocess.Popen([sys.executable, "-m", "ddpm", *arguments], env=environment)
+
+
+@contextlib.contextmanager
+def _passing_signals_to(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
+    """Wait for all; the first failure ends the others, politely and then not."""
+    codes: list[int | None] = [None] * len(children)
+    deadline = None
+    while any(code is None for code in codes):
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code not in (None, 0, 75)]
+        if failed and deadline is None:
+            deadline = time.monotonic() + grace_s
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+        time.sleep(0.02)
+    first = next((code for code in codes if code not in (None, 0, 75)), codes[0])
+    assert first is not None
+    return first if first >= 0 else 128 - first

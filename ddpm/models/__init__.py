@@ -1,0 +1,64 @@
+"""Networks, a file each, and the diffusion model that holds one."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm.config import DiffusionConfig, ModelConfig
+from ddpm.errors import ConfigError
+from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
+from ddpm.models.unet import UNet
+from ddpm.objectives import Objective
+from ddpm.registry import nearest
+from ddpm.schedules import Schedule
+
+__all__ = ["NETWORKS", "NO_LABEL", "GaussianDiffusion", "Predictor", "UNet", "build_diffusion"]
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet}
+"""Networks by name; each is made as Network(model_config, in_channels, out_channels, num_labels)."""
+
+
+def build_diffusion(
+    model: ModelConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, seed: int = 0
+) -> GaussianDiffusion:
+    """The model that a config describes, for images (C, H, W), its weights drawn from `seed`.
+
+    Raises ConfigError: an unknown component, an option out of range, or conditioning without classes.
+    """
+    conditional = model.conditioning != "none"
+    if conditional and num_classes < 1:
+        raise ConfigError(
+            f"--model.conditioning={model.conditioning} needs a data set with classes; this one has none."
+        )
+    schedule, objective = Schedule.parse(diffusion.schedule), Objective.parse(diffusion.objective)
+    num_labels = (num_classes + (diffusion.label_drop > 0)) if conditional else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network_class(model.network)(model, shape[0], shape[0], num_labels)
+    return GaussianDiffusion(
+        network,
+        schedule,
+        objective,
+        shape=shape,
+        variance=diffusion.variance,
+        loss=diffusion.loss,
+        num_classes=num_classes if conditional else 0,
+        label_drop=diffusion.label_drop if conditional else 0.0,
+        thresholding=diffusion.thresholding,
+    )
+
+
+def _network_class(name: str) -> Any:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"--model.network={name} is not known{nearest(name, NETWORKS)}; choose from {', '.join(NETWORKS)}, or package.module:Class."
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--model.network={name} cannot be imported: {error}.") from error

@@ -1,0 +1,126 @@
+"""What the network predicts, and how its output becomes a prediction of x0 and eps.
+
+An objective turns (x_t, level) into the network's input and noise label, names the training target, and turns the
+network's output back into x0 and eps. With x_t = alpha x0 + sigma eps each of x0, eps and v determines the others.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ddpm.registry import Component, register
+from ddpm.schedules import Level, Schedule, posterior_coefficients
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of x_t: tensors like x_t, float32 or wider.
+
+    variance_fraction places the log-variance of the reverse step between beta-tilde (0, fixed-small) and beta (1,
+    fixed-large), as Nichol & Dhariwal (2021), equation 15; a number or a tensor like x_t. In this form it
+    holds for any two levels, so a sampler may skip steps.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    variance_fraction: float | Tensor = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Component, kind="objective"):
+    """A parameterisation of the denoiser.
+
+    label_scale multiplies t to give the network's noise label (1000 / T where a model was trained with rescaled times).
+    """
+
+    label_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    def condition(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """The network's input, like x_t, and its noise label, (B,) float32."""
+        label = (level.t * self.label_scale).to(device=x_t.device, dtype=torch.float32)
+        return x_t, label.expand(x_t.shape[0])
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        """What the network should output, like x0."""
+
+    @abstractmethod
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        """x0 and eps from the network's output; all like x_t."""
+
+
+@register("eps")
+class Epsilon(Objective):
+    """The network predicts the noise (Ho et al. 2020, equation 14)."""
+
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        return eps
+
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        at = level.like(x_t)
+        return Prediction((x_t - at.sigma * output) / at.alpha, output)
+
+
+@register("x0")
+class Original(Objective):
+    """The network predicts the clean image."""
+
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        return x0
+
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        return Prediction(output, eps_from_x0(output, x_t, level))
+
+
+@register("v")
+class Velocity(Objective):
+    """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4 and appendix D)."""
+
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        at = level.like(x0)
+        return at.alpha * eps - at.sigma * x0
+
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        at = level.like(x_t)
+        total = at.alpha**2 + at.sigma**2
+        return Prediction((at.alpha * x_t - at.sigma * output) / total, (at.sigma * x_t + at.alpha * output) / total)
+
+
+@register("xprev")
+class Previous(Objective):
+    """The network predicts the posterior mean of x_{t-1} (Ho et al. 2020, equation 8)."""
+
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        at_x0, at_x_t = self._coefficients(x0, level, schedule)
+        return at_x0 * x0 + at_x_t * x_t
+
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        at_x0, at_x_t = self._coefficients(x_t, level, schedule)
+        x0 = (output - at_x_t * x_t) / at_x0
+        return Prediction(x0, eps_from_x0(x0, x_t, level))
+
+    def _coefficients(self, x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        pair = posterior_coefficients(level, schedule.at(level.t - 1.0))
+        at_x0, at_x_t = (c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - 1)) for c in pair)
+        return at_x0, at_x_t
+
+
+def eps_from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
+    """The noise that x_t holds if x0 is the clean image: (x_t - alpha x0) / sigma."""
+    at = level.like(x_t)
+    return (x_t - at.alpha * x0) / at.sigma
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+"""Elementwise errors by name: squared, absolute, Huber with delta = 1."""
+
+
+def per_image_loss(name: str, output: Tensor, target: Tensor) -> Tensor:
+    """(B,) float32: the mean error of each image. For eps and l2 this is L_simple (Ho et al. 2020, equation 14)."""
+    return LOSSES[name](output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)

@@ -1,0 +1,109 @@
+"""Presets: one table of recipes. Fields that are not named have the defaults of `ddpm.config`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ddpm.config import nest
+from ddpm.errors import ConfigError
+from ddpm.registry import nearest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe: a line about it, and the fields it sets, by dotted name."""
+
+    summary: str
+    fields: dict[str, Any]
+
+
+_SMALL = {
+    "diffusion.schedule": "cosine",
+    "diffusion.objective": "v",
+    "diffusion.variance": "fixed-small",
+    "model.dropout": 0.0,
+    "model.conditioning": "global",
+    "train.optimizer": "adamw",
+    "train.ema": ("warmup:decay=0.999",),
+}
+
+_HO = {  # Ho et al. (2020), appendix B: 35.7 M parameters, linear schedule, 800,000 steps
+    "data.dataset": "cifar10",
+    "data.flip": True,
+    "train.steps": 800_000,
+    "train.checkpoint_every": 5000,
+}
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(
+        "8x8 handwritten digits, ten classes, embedded: minutes on a laptop's CPU",
+        {
+            **_SMALL,
+            "data.dataset": "digits",
+            "model.channels": 32,
+            "model.channel_mults": (1, 2),
+            "model.blocks": 1,
+            "train.steps": 1500,
+            "train.lr": 1e-3,
+            "train.warmup": 100,
+            "train.checkpoint_every": 500,
+            "train.preview_every": 500,
+            "sample.sampler": "ddpm:steps=50",
+        },
+    ),
+    "fashion-mnist": Preset(
+        "28x28 clothes, ten classes: recognisable in twenty minutes on two cores",
+        {
+            **_SMALL,
+            "data.dataset": "fashion-mnist",
+            "data.flip": True,
+            "model.channels": 32,
+            "model.channel_mults": (1, 2, 2),
+            "model.blocks": 1,
+            "model.attention": (2,),
+            "train.steps": 100_000,
+            "train.lr": 1e-3,
+            "train.warmup": 200,
+        },
+    ),
+    "mnist": Preset(
+        "28x28 handwritten digits, ten classes",
+        {
+            **_SMALL,
+            "data.dataset": "mnist",
+            "model.channels": 32,
+            "model.channel_mults": (1, 2, 2),
+            "model.blocks": 1,
+            "model.attention": (2,),
+            "train.steps": 100_000,
+            "train.lr": 1e-3,
+            "train.warmup": 200,
+        },
+    ),
+    "cifar10": Preset(
+        "32x32 colour photos, unconditional: Ho et al. (2020), 35.7 M parameters, 800,000 steps", {**_HO}
+    ),
+    "cifar10-cond": Preset(
+        "the same, class-conditional, with labels dropped for classifier-free guidance",
+        {**_HO, "model.conditioning": "global"},
+    ),
+    "folder": Preset(
+        "your own images: --data.path DIR; class = subfolder when there are any (--model.conditioning=global)",
+        {
+            "data.dataset": "folder",
+            "data.flip": True,
+            "model.channels": 64,
+            "diffusion.schedule": "cosine",
+            "diffusion.objective": "v",
+            "train.ema": ("warmup:decay=0.9995",),
+            "train.warmup": 500,
+            "train.batch_size": 32,
+        },
+    ),
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The nested fields of a preset; raises ConfigError with the nearest name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is not known{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}.")
+    return nest(PRESETS[name].fields)

@@ -1,0 +1,77 @@
+"""Trained models from run folders and checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm import checkpoint
+from ddpm.config import RunConfig
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.models import GaussianDiffusion, build_diffusion
+from ddpm.training.trainer import load_weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model and what it needs to draw.
+
+    diffusion: in eval mode, on the CPU until it is placed; config: of its run; classes: their names;
+    step: optimizer steps behind it; weights: which ones ("ema-0.999" or "model"); source: where it was read.
+    """
+
+    diffusion: GaussianDiffusion
+    config: RunConfig
+    classes: tuple[str, ...]
+    step: int
+    weights: str
+    source: Path
+
+
+def load(source: str | Path, ema: str | None = None) -> Model:
+    """A trained model from a run folder or a checkpoint folder.
+
+    Args:
+        source: runs/NAME, or runs/NAME/checkpoints/step-N.
+        ema: which moving average's weights, by name ("0.999"); None: the run's first; "none": the raw weights.
+
+    Raises CheckpointError (missing, damaged), ConfigError (no such average).
+    """
+    found = find_checkpoint(Path(source))
+    weights = _weights_name(found, ema)
+    settings = found.config()
+    shape = found.state["shape"]
+    model = build_diffusion(
+        settings.model, settings.diffusion, (shape[0], shape[1], shape[2]), len(found.state["classes"])
+    )
+    load_weights(model, found.tensors(weights))
+    model.eval().requires_grad_(False)
+    return Model(model, settings, tuple(found.state["classes"]), found.step, weights, found.path)
+
+
+def _weights_name(found: checkpoint.Checkpoint, ema: str | None) -> str:
+    if ema == "none" or (ema is None and not found.emas):
+        return "model"
+    name = found.emas[0] if ema is None else ema.removeprefix("ema-")
+    if name not in found.emas:
+        known = ", ".join([*found.emas, "none"])
+        raise ConfigError(f"--ema {ema}: {found.path} holds no such moving average; choose from {known}.")
+    return f"ema-{name}"
+
+
+def find_checkpoint(source: Path, warn: Callable[[str], None] = lambda text: None) -> checkpoint.Checkpoint:
+    """The checkpoint that a run folder or a checkpoint folder stands for; raises CheckpointError."""
+    if (source / checkpoint.MANIFEST).exists():
+        return checkpoint.load(source)
+    folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    found = checkpoint.latest(folder, warn)
+    if found is not None:
+        return found
+    if checkpoint.listing(folder):
+        raise CheckpointError(f"{source}: none of its checkpoints is whole.")
+    if not source.exists():
+        raise CheckpointError(
+            f"{source}: does not exist; give a run folder, such as runs/digits, or a checkpoint in it."
+        )
+    raise CheckpointError(
+        f"{source}: holds no checkpoint; give a run folder, such as runs/digits, or a checkpoint in it."
+    )

@@ -1,0 +1,307 @@
+"""`ddpm train`: everything is checked and built before any work starts."""
+
+import copy
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ddpm import checkpoint, config, console, distributed, images, planning, rundir, runtime, sampling
+from ddpm.config import DataConfig, RunConfig
+from ddpm.data import ImageSet, load_dataset
+from ddpm.data.loader import Loader
+from ddpm.distributed import World
+from ddpm.errors import CheckpointError, ConfigError, DataError
+from ddpm.models import GaussianDiffusion, build_diffusion
+from ddpm.rundir import RunDir
+from ddpm.runs.loading import find_checkpoint
+from ddpm.runtime import Runtime
+from ddpm.samplers import Sampler, Thresholding
+from ddpm.training.hooks import Checkpoints, Every, Metrics
+from ddpm.training.loggers import SinkGroup, check_names, open_sinks
+from ddpm.training.trainer import Hook, StopClock, Trainer, load_weights
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended: its folder, the steps done, and whether a signal stopped it before the last one."""
+
+    run_dir: Path
+    step: int
+    stopped: bool
+
+
+def train(
+    settings: RunConfig,
+    run_dir: Path,
+    *,
+    resume: str = "auto",
+    stop_after_s: float | None = None,
+    dry_run: bool = False,
+) -> TrainResult:
+    """Train, or go on training, in a run folder.
+
+    Args:
+        settings: the recipe.
+        run_dir: the folder; the same call again resumes from its newest whole checkpoint.
+        resume: auto, never (refuse a folder with checkpoints), must (refuse one without), or a checkpoint to start from.
+        stop_after_s: save and end after so many seconds.
+        dry_run: print the plan and do nothing.
+
+    Raises ConfigError, DataError, CheckpointError, DivergedError.
+    """
+    with distributed.join() as world:
+        run = RunDir(Path(run_dir))
+        settings = _keep_resolved(settings, run)
+        machine = runtime.resolve(**settings.runtime.model_dump(), processes=world.size, local_rank=world.local_rank)
+        say = console.Console(quiet=not world.is_main)
+        check_names(settings.logging.sinks)
+        data = _load_data(settings.data, say)
+        settings = _resolved(settings, machine)
+        model = build_diffusion(settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed)
+        Sampler.parse(settings.sample.sampler).path(model.schedule)
+        Thresholding.parse(settings.diffusion.thresholding)
+        sampling.check_request(model, (), settings.sample.guidance)
+        if dry_run:
+            planning.show(planning.plan(settings, model, data, machine, world), settings, run.path, say)
+            return TrainResult(run.path, 0, stopped=False)
+        return _train(settings, run, model, data, machine, world, say, resume, stop_after_s)
+
+
+def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
+    """What an earlier start resolved stays, where it was left open again."""
+    old = run.read_config()
+    if old is not None and settings.runtime.precision == "auto":
+        runtime_config = settings.runtime.model_copy(update={"precision": old.runtime.precision})
+        return settings.model_copy(update={"runtime": runtime_config})
+    return settings
+
+
+def _resolved(settings: RunConfig, machine: Runtime) -> RunConfig:
+    return settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"precision": machine.precision})})
+
+
+def _load_data(settings: DataConfig, say: console.Console) -> ImageSet:
+    data = load_dataset(settings)
+    for note in data.notes:
+        say.info(note)
+    if data.skipped:
+        first = data.skipped[0]
+        say.warn(f"{len(data.skipped)} of the images left out, the first: {first.path} ({first.reason}).")
+    return data
+
+
+def _train(
+    settings: RunConfig,
+    run: RunDir,
+    model: GaussianDiffusion,
+    data: ImageSet,
+    machine: Runtime,
+    world: World,
+    say: console.Console,
+    resume: str,
+    stop_after_s: float | None,
+) -> TrainResult:
+    with ExitStack() as stack:
+        if world.is_main:
+            _check_folder(settings, run, resume)
+            run.create()
+            stack.enter_context(run.lock())
+
+        def warn(text: str) -> None:
+            say.warn(text)
+            if world.is_main:
+                run.event("warned", text=text)
+
+        found = _find_checkpoint(run, resume, data, warn) if world.is_main else None
+        path = world.broadcast(None if found is None else found.path)
+        if found is None and isinstance(path, Path):
+            found = checkpoint.load(path)
+        if found is not None and found.step >= settings.train.steps:
+            say.info(
+                f"{run.path}: already trained to step {found.step}; raise --steps to go on, or `ddpm sample {run.path}`."
+            )
+            return TrainResult(run.path, found.step, stopped=False)
+
+        machine.place(model)
+        part = world.share(settings.train.batch_size)
+        loader = Loader(data, settings.train.batch_size, settings.seed, settings.data.flip, part, settings.data.workers)
+        trainer = Trainer(model, loader, settings.train, machine, world, settings.seed, warn)
+        display = stack.enter_context(
+            console.TrainingDisplay(settings.train.steps, found.step if found else 0, quiet=not world.is_main)
+        )
+        sinks = _sinks(settings, run, warn) if world.is_main else SinkGroup({}, warn)
+        stack.callback(sinks.close)
+        metrics = Metrics(
+            run.metrics if world.is_main else None,
+            settings.train.log_every,
+            [display.update, lambda record: sinks.log(int(record["step"]), record)],
+        )
+        saver = Checkpoints(run, settings, _facts(data), metrics, warn)
+        if found is not None:
+            saver.restore(trainer, found)
+            if not world.is_main:
+                metrics.sums.zero_()
+        if world.is_main:
+            _record_start(settings, run, data, machine, found, say, warn)
+        stop = stack.enter_context(stop_signals())
+        clock = StopClock(stop_after_s)
+        hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, run, sinks))]
+        trainer.run(hooks, lambda: stop.is_set() or clock())
+        stopped = world.any(stop.is_set()) and trainer.step < settings.train.steps
+        if world.is_main:
+            run.event("stopped" if trainer.stopped else "finished", step=trainer.step)
+        _say_end(say, run, trainer, settings)
+        return TrainResult(run.path, trainer.step, stopped)
+
+
+def _say_end(say: console.Console, run: RunDir, trainer: Trainer, settings: RunConfig) -> None:
+    if trainer.step < settings.train.steps:
+        say.info(
+            f"stopped and saved at step {trainer.step} of {settings.train.steps}; the same command goes on from there."
+        )
+    else:
+        say.info(f"trained to step {trainer.step}; draw images with: ddpm sample {run.path}")
+
+
+def _check_folder(settings: RunConfig, run: RunDir, resume: str) -> None:
+    """Refuse what would mix two runs or overwrite one; raises ConfigError or DataError."""
+    old = run.read_config()
+    if old is not None and (changed := config.differences(old, settings)):
+        name, (before, after) = next(iter(changed.items()))
+        more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"--run-dir {run.path}: holds a run with {name}={before}, not {after}{more}; choose another --name, or the same settings."
+        )
+    if resume == "never" and checkpoint.listing(run.checkpoints):
+        raise DataError(
+            f"--resume never: {run.path} holds checkpoints, which are not overwritten; choose another --name."
+        )
+
+
+def _find_checkpoint(
+    run: RunDir, resume: str, data: ImageSet, warn: Callable[[str], None]
+) -> checkpoint.Checkpoint | None:
+    """Where to go on from: the run's newest whole checkpoint, the one that was named, or none."""
+    standing = checkpoint.listing(run.checkpoints)
+    found = checkpoint.latest(run.checkpoints, warn)
+    if standing and found is None:
+        raise CheckpointError(
+            f"{run.checkpoints}: none of its {len(standing)} checkpoints is whole; choose another --name to start anew."
+        )
+    if resume not in ("auto", "never", "must") and found is None:
+        found = find_checkpoint(Path(resume), warn)
+    if found is None and resume == "must":
+        raise CheckpointError(f"--resume must: {run.path} holds no checkpoint.")
+    if found is not None and found.state["data"]["fingerprint"] != data.fingerprint:
+        raise DataError(
+            f"{found.path}: was trained on other images than {data.name!r} holds now; restore them, or choose another --name."
+        )
+    return found
+
+
+def _facts(data: ImageSet) -> dict[str, Any]:
+    return {
+        "shape": list(data.shape),
+        "classes": list(data.classes),
+        "data": {"name": data.name, "images": len(data), "fingerprint": data.fingerprint},
+    }
+
+
+def _record_start(
+    settings: RunConfig,
+    run: RunDir,
+    data: ImageSet,
+    machine: Runtime,
+    found: checkpoint.Checkpoint | None,
+    say: console.Console,
+    warn: Callable[[str], None],
+) -> None:
+    facts = rundir.environment(runtime.describe(machine))
+    if not run.environment.exists():
+        rundir.write_json(run.environment, facts)
+    run.write_config(settings)
+    if data.skipped:
+        run.write_skipped([(s.path, s.reason) for s in data.skipped])
+    rundir.truncate_jsonl(run.metrics, found.step if found else 0)
+    if found is None:
+        run.event("started", environment=facts)
+        say.info(
+            f"{run.path}: training on {len(data)} images {'x'.join(map(str, data.shape))}, {machine.precision} on {machine.device}."
+        )
+        return
+    run.event("resumed", step=found.step, checkpoint=found.path.name, environment=facts)
+    say.info(f"{run.path}: going on from step {found.step}.")
+    if found.state["threads"] != machine.threads:
+        warn(
+            f"{machine.threads} threads now, {found.state['threads']} before: the run goes on, but not bit for bit (--runtime.threads)."
+        )
+
+
+def _sinks(settings: RunConfig, run: RunDir, warn: Callable[[str], None]) -> SinkGroup:
+    return open_sinks(
+        settings.logging.sinks,
+        run.path,
+        settings.logging.project,
+        run.path.name,
+        settings.model_dump(mode="json"),
+        warn,
+    )
+
+
+class Preview:
+    """Draws samples/step-N.png from the first moving average and fixed seeds; training does not notice."""
+
+    def __init__(self, settings: RunConfig, run: RunDir, sinks: SinkGroup) -> None:
+        self.settings, self.run, self.sinks = settings, run, sinks
+        self._model: GaussianDiffusion | None = None
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Draw and save the grid of the trainer's present step."""
+        assert isinstance(trainer.module, GaussianDiffusion)
+        if self._model is None:
+            self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
+        load_weights(self._model, trainer.emas[0].state() if trainer.emas else trainer.module.state_dict())
+        grid = self._grid(self._model, trainer.runtime)
+        images.save_png(self.run.samples / f"step-{trainer.step:08d}.png", grid)
+        self.sinks.image(trainer.step, "samples", grid)
+
+    def _grid(self, model: GaussianDiffusion, machine: Runtime) -> Any:
+        import numpy as np
+
+        sample, count = self.settings.sample, self.settings.train.preview_images
+        drawn = sampling.generate(
+            model,
+            Sampler.parse(sample.sampler),
+            machine,
+            seeds=range(count),
+            guidance=sample.guidance,
+            chunk=sample.chunk,
+        )
+        return images.grid(np.concatenate([part.images for part in drawn]))
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread."""
+    event = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            os._exit(128 + number)
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

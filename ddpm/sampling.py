@@ -1,0 +1,120 @@
+"""Drawing images: image k is a function of the model, the sampler and seed k."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.distributed import World
+from ddpm.errors import ConfigError
+from ddpm.guidance import ClassifierFree
+from ddpm.images import to_uint8
+from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
+from ddpm.randomness import Stream
+from ddpm.runtime import Runtime
+from ddpm.samplers import Sampler, Thresholding
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some images with what made them: seeds and labels (n,) int64 (labels None without classes), images (n, C, H, W) uint8."""
+
+    seeds: np.ndarray
+    labels: np.ndarray | None
+    images: np.ndarray
+
+
+OnChunk = Callable[[int, Tensor, Tensor], None]
+
+
+def generate(
+    model: GaussianDiffusion,
+    sampler: Sampler,
+    runtime: Runtime,
+    *,
+    seeds: Sequence[int],
+    labels: Sequence[int] = (),
+    guidance: float = 1.0,
+    chunk: int = 16,
+    world: World = World(),  # noqa: B008 - frozen
+    on_step: OnChunk | None = None,
+) -> Iterator[Drawn]:
+    """Images of the seeds asked for, a chunk at a time and rising; memory does not grow with their number.
+
+    Seeds are drawn in chunks [0, chunk), [chunk, 2 chunk), ...; a chunk that is asked for in part is drawn whole, so an
+    image does not depend on which others are asked for. Chunks are what processes share.
+
+    Args:
+        model: on the runtime's device, in eval mode.
+        sampler: how to walk from noise to image.
+        runtime: the machine.
+        seeds: which images; non-negative.
+        labels: of a conditional model, by seed: image k has labels[k mod len]; empty: every class in turn. -1 is no label.
+        guidance: weight of classifier-free guidance; 1 is none.
+        chunk: images drawn together.
+        world: the processes; each yields its own chunks.
+        on_step: sampler progress of every chunk, (index, x, x0).
+
+    Raises ConfigError: a label out of range, labels or guidance that the model cannot take.
+    """
+    check_request(model, labels, guidance)
+    sampler.path(model.schedule)
+    predictor: Predictor = ClassifierFree(model, guidance) if model.num_classes and guidance != 1.0 else model
+    rule = Thresholding.parse(model.thresholding)
+    cycle = torch.tensor(list(labels) or list(range(model.num_classes)) or [NO_LABEL])
+    wanted = np.unique(np.asarray(seeds, dtype=np.int64))
+    for start in np.unique(wanted // chunk) * chunk:
+        if start // chunk % world.size != world.rank:
+            continue
+        whole = torch.arange(int(start), int(start) + chunk)
+        of_seed = cycle[whole % len(cycle)]
+        images = draw(model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step)
+        kept = np.isin(whole.numpy(), wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + chunk)])
+        drawn_labels = of_seed.numpy()[kept] if model.num_classes else None
+        yield Drawn(whole.numpy()[kept], drawn_labels, images.cpu().numpy()[kept])
+
+
+def draw(
+    model: GaussianDiffusion,
+    predictor: Predictor,
+    sampler: Sampler,
+    runtime: Runtime,
+    seeds: Tensor,
+    labels: Tensor | None,
+    rule: Thresholding,
+    on_step: OnChunk | None = None,
+) -> Tensor:
+    """One chunk: (B,) seeds and labels -> (B, C, H, W) uint8 on the device."""
+    stream = Stream(0, seeds.to(runtime.device), "sample")
+    condition = None if labels is None else labels.to(runtime.device)
+    start = runtime.images(stream.normal(*model.shape))
+    with runtime.autocast():
+        x = sampler.sample(
+            predictor,
+            start,
+            condition,
+            lambda i: runtime.images(stream.at(step=i + 1).normal(*model.shape)),
+            rule,
+            on_step,
+        )
+    return to_uint8(x)
+
+
+def check_request(model: GaussianDiffusion, labels: Sequence[int], guidance: float) -> None:
+    """Raise ConfigError for labels or guidance that the model cannot take."""
+    if labels and not model.num_classes:
+        raise ConfigError("--labels: this model was trained without classes; leave --labels out.")
+    if wrong := [label for label in labels if not NO_LABEL <= label < model.num_classes]:
+        raise ConfigError(
+            f"--labels: {wrong[0]} is no class of this model; its classes are 0 to {model.num_classes - 1}."
+        )
+    if not model.num_classes and guidance != 1.0:
+        raise ConfigError(
+            f"--guidance={guidance:g}: this model was trained without classes, so there is nothing to guide by."
+        )
+    if model.num_classes and not model.label_drop and (guidance != 1.0 or NO_LABEL in labels):
+        raise ConfigError(
+            "--guidance: this model was trained with --diffusion.label-drop=0, so it cannot draw without a label."
+        )

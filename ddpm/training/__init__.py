@@ -1,0 +1,1 @@
+"""Training: the loop, the moving averages, and what happens beside it."""

@@ -1,0 +1,264 @@
+"""The training loop: one code path for one process and many, and for any module that gives a loss per image."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddpm.config import TrainConfig
+from ddpm.data.loader import Batch, Loader
+from ddpm.distributed import World
+from ddpm.errors import CheckpointError, ConfigError, DivergedError
+from ddpm.images import to_float
+from ddpm.randomness import Stream
+from ddpm.runtime import Runtime
+from ddpm.training.ema import make_emas
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step: its number (counted from 1), mean loss, gradient norm before clipping, learning rate."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    skipped: bool = False
+
+
+class Hook(Protocol):
+    """What is told of every step. `after` may save, draw or print; it must not touch the trainer's state."""
+
+    def after(self, trainer: "Trainer", result: StepResult) -> None:
+        """Called after each step."""
+
+    def finish(self, trainer: "Trainer") -> None:
+        """Called once, when training ends, is stopped or has diverged."""
+
+
+class Trainer:
+    """Trains a module whose forward(images, labels, stream) returns a loss per image.
+
+    Args:
+        module: already on the device.
+        loader: this process's part of every batch.
+        config: optimisation.
+        runtime: the machine.
+        world: the processes.
+        seed: of everything random.
+        warn: told of what happened (running out of memory, a skipped step).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loader: Loader,
+        config: TrainConfig,
+        runtime: Runtime,
+        world: World,
+        seed: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.module, self.loader, self.config, self.runtime, self.world = module, loader, config, runtime, world
+        self.seed, self.warn = seed, warn
+        self.step, self.skipped, self.stopped = 0, 0, False
+        self.emas = make_emas(module, config.ema)
+        self.parallel: nn.Module = DistributedDataParallel(module) if world.size > 1 else module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = _make_optimizer(config, self.parameters)
+        self.micro_batch = config.micro_batch or len(loader.places)
+        if world.size > config.batch_size:
+            raise ConfigError(
+                f"--batch-size={config.batch_size} is smaller than the number of processes, {world.size}."
+            )
+
+    def run(self, hooks: Sequence[Hook], should_stop: Callable[[], bool]) -> None:
+        """Train to the config's last step, or until `should_stop` says so on any process.
+
+        Raises DivergedError when a loss or gradient is NaN or infinite (and may not be skipped), before any update.
+        """
+        self.parallel.train()
+        try:
+            for batch in self.loader.batches(self.step, self.config.steps):
+                result, self.stopped = self.train_step(batch, should_stop())
+                for hook in hooks:
+                    hook.after(self, result)
+                if self.stopped:
+                    break
+        except DivergedError:
+            _finish(hooks, self)
+            raise
+        _finish(hooks, self)
+
+    def train_step(self, batch: Batch, stop: bool = False) -> tuple[StepResult, bool]:
+        """One optimizer step; returns it, and whether any process asked to stop."""
+        lr = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses = self._gradients(batch)
+        shared = self.world.sum(
+            torch.tensor([losses.double().sum().item() / self.config.batch_size, float(stop)], dtype=torch.float64)
+        )
+        loss = float(shared[0])
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf, foreach=True))
+        good = math.isfinite(loss) and math.isfinite(norm)
+        if good:
+            self.optimizer.step()
+            for ema in self.emas:
+                ema.update()
+        else:
+            self._not_finite(batch, losses, loss, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return StepResult(self.step, loss, norm, lr, skipped=not good), bool(shared[1] > 0)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Backward through the batch, in parts where memory asks; the loss of each of this process's images."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.micro_batch == 1 or self.world.size > 1:
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                self.micro_batch = -(-self.micro_batch // 2)
+                if self.runtime.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            self.warn(f"out of memory: going on with {self.micro_batch} images at a time, the same global batch.")
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        stream = Stream(self.seed, batch.places.to(self.runtime.device), step=self.step)
+        losses, n = [], len(batch.images)
+        for start in range(0, n, self.micro_batch):
+            rows = slice(start, min(start + self.micro_batch, n))
+            images = self.runtime.images(to_float(batch.images[rows].to(self.runtime.device)))
+            labels = None if batch.labels is None else batch.labels[rows].to(self.runtime.device)
+            if isinstance(self.parallel, DistributedDataParallel):
+                self.parallel.require_backward_grad_sync = rows.stop == n
+            with self.runtime.autocast():
+                loss = self.parallel(images, labels, stream.select(rows))
+            # DDP averages over processes; the mean over the global batch wants their sum.
+            (loss.sum() * (self.world.size / self.config.batch_size)).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def _not_finite(self, batch: Batch, losses: Tensor, loss: float, norm: float) -> None:
+        bad = batch.indices[~torch.isfinite(losses.cpu())].tolist()
+        images = (
+            f"images {', '.join(map(str, bad[:8]))}{', ...' if len(bad) > 8 else ''}"
+            if bad
+            else "no single image's loss"
+        )
+        what = f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g} ({images})"
+        self.skipped += 1
+        allowed = 0 if self.config.nan == "stop" else int(self.config.nan.partition(":")[2])
+        if self.skipped > allowed:
+            raise DivergedError(
+                f"{what}; the weights were not updated with it and the last checkpoint stands: "
+                "lower --lr, use --precision float32, or allow some with --nan skip:N."
+            )
+        self.warn(f"{what}: step left out ({self.skipped} of {allowed} allowed).")
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint holds, by file name."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        optimizer = {
+            f"{name}.{key}": value
+            for name, parameter in zip(names, self.parameters, strict=True)
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        return {
+            "model": self.module.state_dict(),
+            **{f"ema-{ema.name}": ema.state() for ema in self.emas},
+            "optimizer": optimizer,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The numbers beside the tensors, as JSON values."""
+        return {
+            "images": self.step * self.config.batch_size,
+            "skipped": self.skipped,
+            "micro_batch": self.micro_batch,
+            "emas": [ema.name for ema in self.emas],
+            "ema_updates": [ema.updates for ema in self.emas],
+            "processes": self.world.size,
+            "threads": self.runtime.threads,
+        }
+
+    def load(self, step: int, state: Mapping[str, Any], tensors: Callable[[str], dict[str, Tensor]]) -> None:
+        """Go on from a checkpoint; `tensors(name)` reads one of its files. Raises CheckpointError on a mismatch."""
+        load_weights(self.module, tensors("model"))
+        for ema, updates in zip(self.emas, state["ema_updates"], strict=True):
+            ema.load(tensors(f"ema-{ema.name}"), updates)
+        saved = tensors("optimizer")
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        for name, parameter in zip(names, self.parameters, strict=True):
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
+            self.optimizer.state[parameter] = {
+                key: saved[f"{name}.{key}"].to(parameter.device, memory_format=torch.preserve_format) for key in keys
+            }
+        self.step, self.skipped = step, int(state["skipped"])
+        if self.config.micro_batch is None and state["processes"] == self.world.size:
+            self.micro_batch = int(state["micro_batch"])
+
+
+def _finish(hooks: Sequence[Hook], trainer: Trainer) -> None:
+    for hook in hooks:
+        hook.finish(trainer)
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy weights into a module; raises CheckpointError naming the first key that does not fit."""
+    own = module.state_dict()
+    for key in [*own, *state]:
+        if key not in state or key not in own:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {key} is {'missing' if key in own else 'not known'}."
+            )
+        if own[key].shape != state[key].shape:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}."
+            )
+    module.load_state_dict(dict(state))
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of a step (counted from 0): a linear rise over the warm-up, then constant or falling to 0 at the end."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[
+        config.lr_schedule
+    ]
+    return config.lr * factor
+
+
+def _make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return make(
+        parameters, lr=config.lr, betas=config.betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
+
+
+class StopClock:
+    """Says when training has gone on for a number of seconds."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.end = math.inf if seconds is None else time.monotonic() + seconds
+
+    def __call__(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.end

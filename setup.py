@@ -1,0 +1,3 @@
+import sys
+
+sys.exit("setup.py: the package is described in pyproject.toml; install it with: pip install -e .")

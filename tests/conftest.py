@@ -1,0 +1,81 @@
+"""What every test starts from: one thread, no network, no display, and nothing of the user's own settings or caches."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from ddpm.data import ImageSet
+
+ROOT = Path(__file__).parent.parent
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    WANDB_MODE="offline",
+    PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+)
+
+LEAKY_PREFIXES = ("DDPM_", "MASTER_", "SLURM_", "TORCHELASTIC_", "WANDB_API")
+LEAKY = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NO_COLOR", "FORCE_COLOR"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, by name, what Debian's data set is needed for where it is missing."""
+    if FASHION_MNIST.exists():
+        return
+    missing = pytest.mark.skip(reason=f"{FASHION_MNIST} is missing: apt-get install dataset-fashion-mnist")
+    for item in items:
+        if item.get_closest_marker("fashion"):
+            item.add_marker(missing)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Own cache and data folders, no variable that steers ddpm or a launcher, and one torch thread."""
+    for name in list(os.environ):
+        if name in LEAKY or name.startswith(LEAKY_PREFIXES):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("DDPM_CACHE", str(home / "cache"))
+    monkeypatch.setenv("DDPM_DATA", str(home / "data"))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> "ImageSet":
+    """All 1,797 embedded digits: `.images` uint8 (N, 1, 8, 8), `.labels` int64 (N,)."""
+    from ddpm.config import DataConfig  # here, so that tests without images stay light
+    from ddpm.data import load_dataset
+
+    return load_dataset(DataConfig(dataset="digits", split="all"))
+
+
+@pytest.fixture
+def run_ddpm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_ddpm("train", "--steps", 2, cwd=..., env={...})`: `python -m ddpm` in a process of its own, output as text."""
+
+    def run(
+        *args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 110
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ddpm", *map(str, args)]
+        return subprocess.run(
+            command,
+            cwd=cwd or tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
