@@ -53,8 +53,8 @@ Mults = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), 
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 Specs = Annotated[tuple[str, ...], BeforeValidator(_parse_specs)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Config(BaseModel):
@@ -106,9 +106,9 @@ class ModelConfig(Config):
     heads: Positive = Field(1, description="attention heads")
     head_channels: Positive | None = Field(None, description="channels per attention head; overrides --model.heads")
     dropout: Probability = Field(0.1, description="dropout in the residual blocks")
-    conditioning: Literal["none", "global", "block"] = Field(
+    conditioning: Literal["auto", "none", "global", "block"] = Field(
         "none",
-        description="class conditioning: none; global: added to the time embedding; block: a bias per residual block",
+        description="classes: none; global: added to the time embedding; block: a bias per residual block; auto: global where there are classes",
     )
     time_dim: Positive | None = Field(None, description="width of the time embedding; default: 4 x channels")
     time_embedding: Literal["sin-cos", "cos-sin", "interleaved"] = Field(
@@ -219,7 +219,6 @@ class RuntimeConfig(Config):
     threads: Positive | None = Field(
         None, description="CPU threads per process; default: OMP_NUM_THREADS, or cores / processes"
     )
-    compile: bool = Field(False, description="torch.compile the network: slow to start")
 
 
 class LoggingConfig(Config):
@@ -281,7 +280,15 @@ def _first_problem(error: pydantic.ValidationError) -> str:
         close = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
         return f"{'.'.join(path)} is not known" + (f" (did you mean {close[0]!r}?)." if close else ".")
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}={problem['input']!r} is wrong: {message[0].lower()}{message[1:]}."
+    return f"{'.'.join(path)}={_short(problem['input'])} is wrong: {message[0].lower()}{message[1:]}."
+
+
+def _short(value: Any) -> str:
+    """A value for a message; long ones are cut, and containers (which may nest without end) only named."""
+    if isinstance(value, str | int | float | bool | None):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"a {type(value).__name__}"
 
 
 def fields(model: type[Config] = RunConfig, prefix: str = "") -> dict[str, pydantic.fields.FieldInfo]:
@@ -336,7 +343,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror or error}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: is not plain YAML ({' '.join(str(error).split())[:160]}).") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(

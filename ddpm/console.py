@@ -111,6 +111,22 @@ class Console:
         finally:
             shown.close()
 
+    @contextmanager
+    def counting(self, description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """A callback (done, total) for work that may turn out to need no telling: the bar starts with its first call."""
+        shown: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not shown:
+                shown.append(Progress(description, total, unit, self.quiet))
+            shown[0].advance(done - shown[0].done)
+
+        try:
+            yield tell
+        finally:
+            for progress in shown:
+                progress.close()
+
 
 class Progress:
     """Counts what is done; made by `Console.progress`."""

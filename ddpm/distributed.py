@@ -113,7 +113,7 @@ def _start(arguments: Sequence[str], rank: int, size: int, rendezvous: Path) -> 
 
 @contextlib.contextmanager
 def _passing_signals_to(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, _: FrameType | None) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)

@@ -87,11 +87,12 @@ PRESETS: dict[str, Preset] = {
         {**_HO, "model.conditioning": "global"},
     ),
     "folder": Preset(
-        "your own images: --data.path DIR; class = subfolder when there are any (--model.conditioning=global)",
+        "your own images: --data.path DIR; subfolders are classes",
         {
             "data.dataset": "folder",
             "data.flip": True,
             "model.channels": 64,
+            "model.conditioning": "auto",
             "diffusion.schedule": "cosine",
             "diffusion.objective": "v",
             "train.ema": ("warmup:decay=0.9995",),

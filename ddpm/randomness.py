@@ -72,7 +72,7 @@ class Stream:
         counter = torch.arange(blocks, device=self.ids.device)
         rows = max(1, _BLOCK // max(blocks, 1))
         parts = [self._words(ids, counter) for ids in self.ids.split(rows)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)[:, :n]
+        return torch.cat(parts).flatten(1)[:, :n]
 
     def _words(self, ids: Tensor, counter: Tensor) -> Tensor:
         low, high = (ids & _WORD)[:, None], (ids >> 32)[:, None]
@@ -107,7 +107,7 @@ class Stream:
         rows = max(1, _BLOCK // max(counter.numel(), 1))
         threshold = round(probability * 65536) - 32768
         masks = [_splitmix(part + counter).view(torch.int16)[:, :n] < threshold for part in start.split(rows)]
-        return (masks[0] if len(masks) == 1 else torch.cat(masks)).reshape(-1, *shape)
+        return torch.cat(masks).reshape(-1, *shape)
 
 
 def quantised(probability: float) -> float:

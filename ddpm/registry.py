@@ -159,11 +159,10 @@ def _outside(kind: type[Component], head: str) -> type[Component]:
     return found
 
 
-@cache
-def _options(cls: type[Component]) -> dict[str, Any]:
+def _options(cls: Any) -> dict[str, Any]:
     """Option name -> annotation, in the order of the fields."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 @cache

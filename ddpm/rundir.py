@@ -51,8 +51,11 @@ class RunDir:
             raise DataError(
                 f"--run-dir {self.path}: cannot be written to ({error.strerror}); choose another folder."
             ) from None
-        files.remove_leftovers(self.path)
-        files.remove_leftovers(self.checkpoints)
+
+    def clean(self) -> None:
+        """Remove what killed processes left half-written; only for who holds the lock."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            files.remove_leftovers(folder)
 
     def lock(self) -> files.Lock:
         """The lock that one process group holds while it trains here."""

@@ -25,7 +25,6 @@ class Runtime:
     precision: Literal["float32", "bf16"]
     channels_last: bool
     threads: int
-    compile: bool = False
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -35,9 +34,12 @@ class Runtime:
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in its memory layout."""
-        return module.to(
-            self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format
-        )
+        module.to(self.device)
+        if self.channels_last:
+            for parameter in module.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return module
 
     def images(self, x: Tensor) -> Tensor:
         """Move a batch of images (B, C, H, W) to the device, in its memory layout."""
@@ -49,7 +51,6 @@ def resolve(
     precision: str = "auto",
     layout: str = "auto",
     threads: int | None = None,
-    compile: bool = False,
     *,
     processes: int = 1,
     local_rank: int = 0,
@@ -66,7 +67,7 @@ def resolve(
     torch.backends.cudnn.benchmark = False
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16_units(found))
     channels_last = layout == "channels-last" or (layout == "auto" and found.type == "cuda")
-    return Runtime(found, "bf16" if bf16 else "float32", channels_last, threads, compile)
+    return Runtime(found, "bf16" if bf16 else "float32", channels_last, threads)
 
 
 def cores() -> int:
@@ -91,7 +92,7 @@ def container_cpus(root: Path = CGROUP) -> float | None:
 def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 arithmetic runs in hardware, so that autocast is faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return any(
             getattr(torch.cpu, name, lambda: False)()

@@ -38,6 +38,7 @@ def generate(
     labels: Sequence[int] = (),
     guidance: float = 1.0,
     chunk: int = 16,
+    thresholding: Thresholding | None = None,
     world: World = World(),  # noqa: B008 - frozen
     on_step: OnChunk | None = None,
 ) -> Iterator[Drawn]:
@@ -54,6 +55,7 @@ def generate(
         labels: of a conditional model, by seed: image k has labels[k mod len]; empty: every class in turn. -1 is no label.
         guidance: weight of classifier-free guidance; 1 is none.
         chunk: images drawn together.
+        thresholding: of the predicted x0, where the sampler names none; None: the model's own.
         world: the processes; each yields its own chunks.
         on_step: sampler progress of every chunk, (index, x, x0).
 
@@ -62,7 +64,7 @@ def generate(
     check_request(model, labels, guidance)
     sampler.path(model.schedule)
     predictor: Predictor = ClassifierFree(model, guidance) if model.num_classes and guidance != 1.0 else model
-    rule = Thresholding.parse(model.thresholding)
+    rule = thresholding or Thresholding.parse(model.thresholding)
     cycle = torch.tensor(list(labels) or list(range(model.num_classes)) or [NO_LABEL])
     wanted = np.unique(np.asarray(seeds, dtype=np.int64))
     for start in np.unique(wanted // chunk) * chunk:

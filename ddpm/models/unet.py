@@ -6,6 +6,7 @@ Every residual block hears the noise level, and where asked the class. Skips joi
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ddpm.config import ModelConfig
 from ddpm.errors import ConfigError
 from ddpm.randomness import Stream, quantised
 
-_ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "mish": F.mish, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "mish": F.mish, "gelu": F.gelu}
 
 
 def sinusoids(t: Tensor, dim: int, layout: str = "sin-cos", exponent: str = "half") -> Tensor:

@@ -1,7 +1,9 @@
 """`ddpm sample`, and `ddpm.sample` in Python."""
 
 import csv
+import hashlib
 import io
+import json
 import time
 import zipfile
 from collections.abc import Sequence
@@ -67,13 +69,11 @@ def sample(
         model = load(source, ema)
         machine = runtime.resolve(device, precision, processes=world.size, local_rank=world.local_rank)
         recipe = Recipe.of(model, machine, sampler, guidance, thresholding, chunk, labels)
-        if thresholding is not None:
-            model.diffusion.thresholding = Thresholding.parse(thresholding).spec
         sampling.check_request(model.diffusion, recipe.labels, recipe.guidance)
         recipe.sampler.path(model.diffusion.schedule)
         seeds = range(seed, seed + num_images)
-        target = out or Path(source) / "samples" / f"{recipe.sampler.name}-{model.step:08d}"
         written = recipe.written(model)
+        target = out or _default_folder(model, written)
         if world.is_main:
             _claim(target, written)
         world.barrier()
@@ -94,6 +94,7 @@ class Recipe:
     guidance: float
     labels: tuple[int, ...]
     chunk: int
+    thresholding: Thresholding
     precision: str
     device: str
 
@@ -115,6 +116,7 @@ class Recipe:
             advice.guidance if guidance is None else guidance,
             tuple(class_index(str(label), model.classes) for label in labels or ()),
             chunk or advice.chunk,
+            Thresholding.parse(thresholding or model.diffusion.thresholding),
             machine.precision,
             machine.device.type,
         )
@@ -126,7 +128,7 @@ class Recipe:
             "weights": model.weights,
             "step": model.step,
             "sampler": self.sampler.spec,
-            "thresholding": model.diffusion.thresholding,
+            "thresholding": self.thresholding.spec,
             "guidance": self.guidance,
             "labels": list(self.labels),
             "chunk": self.chunk,
@@ -145,6 +147,13 @@ def class_index(label: str, classes: Sequence[str]) -> int:
         raise ConfigError(
             f"--labels: {label!r} is no class of this model; its classes: {', '.join(classes) or 'none'}."
         ) from None
+
+
+def _default_folder(model: Model, recipe: dict[str, Any]) -> Path:
+    """runs/NAME/samples/<sampler>-<step>-<digest of the recipe>: a folder for every recipe."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:6]
+    home = model.source.parent.parent if model.source.parent.name == "checkpoints" else Path()
+    return home / "samples" / f"{recipe['sampler'].partition(':')[0]}-{model.step:08d}-{digest}"
 
 
 def _claim(target: Path, recipe: dict[str, Any]) -> None:
@@ -180,7 +189,6 @@ def _draw_all(
     kept = len(seeds) if npz else min(len(seeds), SHOWN)
     pool = _Pool(target / ".pool.npy", (kept, *model.diffusion.shape), world)
     recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank) if gif else None
-    labels = np.zeros(len(seeds), np.int64)
     with say.progress("sampling", len(seeds), "images") as bar:
         for part in _parts(model.diffusion, recipe, machine, seeds, world, recorder):
             for seed, image in zip(part.seeds, part.images, strict=True):
@@ -219,6 +227,7 @@ def _parts(
         labels=recipe.labels,
         guidance=recipe.guidance,
         chunk=recipe.chunk,
+        thresholding=recipe.thresholding,
         world=world,
         on_step=recorder,
     )

@@ -18,7 +18,8 @@ PER_CLASS = 10
 def data_info(settings: DataConfig, sheet: Path | None = None) -> ImageSet:
     """Print what a data set holds; draw some of each class to `sheet`. Raises ConfigError, DataError."""
     say = Console()
-    data = load_dataset(settings)
+    with say.counting("reading", "files") as progress:
+        data = load_dataset(settings, progress)
     channels, height, width = data.shape
     rows = [
         ("images", f"{len(data):,}"),

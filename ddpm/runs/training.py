@@ -62,7 +62,7 @@ def train(
         say = console.Console(quiet=not world.is_main)
         check_names(settings.logging.sinks)
         data = _load_data(settings.data, say)
-        settings = _resolved(settings, machine)
+        settings = _resolved(settings, machine, data)
         model = build_diffusion(settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed)
         Sampler.parse(settings.sample.sampler).path(model.schedule)
         Thresholding.parse(settings.diffusion.thresholding)
@@ -82,12 +82,18 @@ def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
     return settings
 
 
-def _resolved(settings: RunConfig, machine: Runtime) -> RunConfig:
-    return settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"precision": machine.precision})})
+def _resolved(settings: RunConfig, machine: Runtime, data: ImageSet) -> RunConfig:
+    """The config with what was left to the machine and to the data filled in, so that a resume does not guess again."""
+    found: dict[str, Any] = {"runtime": settings.runtime.model_copy(update={"precision": machine.precision})}
+    if settings.model.conditioning == "auto":
+        conditioning = "global" if data.num_classes else "none"
+        found["model"] = settings.model.model_copy(update={"conditioning": conditioning})
+    return settings.model_copy(update=found)
 
 
 def _load_data(settings: DataConfig, say: console.Console) -> ImageSet:
-    data = load_dataset(settings)
+    with say.counting("reading", "files") as progress:
+        data = load_dataset(settings, progress)
     for note in data.notes:
         say.info(note)
     if data.skipped:
@@ -112,6 +118,7 @@ def _train(
             _check_folder(settings, run, resume)
             run.create()
             stack.enter_context(run.lock())
+            run.clean()
 
         def warn(text: str) -> None:
             say.warn(text)
@@ -291,7 +298,7 @@ def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread."""
     event = threading.Event()
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         if event.is_set():
             os._exit(128 + number)
         event.set()

@@ -6,6 +6,7 @@ To add a sampler is to write one `step` in a file of this folder.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -135,7 +136,7 @@ class Sampler(Component, kind="sampler"):
         path = self.path(predictor.schedule)
         x = x * predictor.schedule.prior_std
         history: list[Any] = []
-        for i, (level, following) in enumerate(zip(path[:-1], path[1:], strict=True)):
+        for i, (level, following) in enumerate(pairwise(path)):
             x = self.step(x, level, following, denoise, lambda i=i: noise(i), history)  # type: ignore[misc]
             if on_step is not None:
                 on_step(i, x, seen[0])

@@ -199,9 +199,7 @@ class Trainer:
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         for name, parameter in zip(names, self.parameters, strict=True):
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
-            self.optimizer.state[parameter] = {
-                key: saved[f"{name}.{key}"].to(parameter.device, memory_format=torch.preserve_format) for key in keys
-            }
+            self.optimizer.state[parameter] = {key: _placed(saved[f"{name}.{key}"], parameter) for key in keys}
         self.step, self.skipped = step, int(state["skipped"])
         if self.config.micro_batch is None and state["processes"] == self.world.size:
             self.micro_batch = int(state["micro_batch"])
@@ -227,6 +225,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(state))
 
 
+def _placed(saved: Tensor, parameter: Tensor) -> Tensor:
+    """A saved optimizer tensor on the parameter's device, in its memory layout where it has its shape."""
+    return torch.empty_like(parameter).copy_(saved) if saved.shape == parameter.shape else saved.to(parameter.device)
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of a step (counted from 0): a linear rise over the warm-up, then constant or falling to 0 at the end."""
     if step < config.warmup:
@@ -239,7 +242,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    make: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return make(
         parameters, lr=config.lr, betas=config.betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
     )
