@@ -16,6 +16,7 @@ import difflib
 import importlib
 import pkgutil
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -107,6 +108,21 @@ def import_submodules(package: str, path: Iterable[str]) -> None:
         importlib.import_module(f"{package}.{module.name}")
 
 
+def import_object(path: str, what: str) -> Any:
+    """The object that 'package.module:Name' stands for; modules of the working folder are found too.
+
+    Raises ConfigError, which calls it `what`.
+    """
+    module, _, name = path.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what} {path!r} cannot be imported: {error}.") from error
+    finally:
+        sys.path.remove("")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest known word, or ''."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -145,11 +161,7 @@ def _split_top(text: str) -> list[str]:
 
 
 def _outside(kind: type[Component], head: str) -> type[Component]:
-    module_name, _, class_name = head.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind.kind} {head!r} cannot be imported: {error}.") from error
+    found = import_object(head, kind.kind)
     if not (isinstance(found, type) and issubclass(found, kind) and dataclasses.is_dataclass(found)):
         raise ConfigError(
             f"{head!r} is not a {kind.kind}: derive it from {kind.__module__}.{kind.__name__} and decorate it with ddpm.registry.register."

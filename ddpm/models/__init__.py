@@ -1,6 +1,5 @@
 """Networks, a file each, and the diffusion model that holds one."""
 
-import importlib
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from ddpm.errors import ConfigError
 from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
 from ddpm.models.unet import UNet
 from ddpm.objectives import Objective
-from ddpm.registry import nearest
+from ddpm.registry import import_object, nearest
 from ddpm.schedules import Schedule
 
 __all__ = ["NETWORKS", "NO_LABEL", "GaussianDiffusion", "Predictor", "UNet", "build_diffusion"]
@@ -53,12 +52,8 @@ def build_diffusion(
 def _network_class(name: str) -> Any:
     if name in NETWORKS:
         return NETWORKS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(
             f"--model.network={name} is not known{nearest(name, NETWORKS)}; choose from {', '.join(NETWORKS)}, or package.module:Class."
         )
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--model.network={name} cannot be imported: {error}.") from error
+    return import_object(name, "--model.network")
