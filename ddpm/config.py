@@ -255,7 +255,7 @@ SHORT_FLAGS = {
 """Short forms of the flags most often typed -> the field they set."""
 
 FREE_FIELDS = {
-    "data.path", "data.workers", "train.steps", "train.nan", "train.log_every", "train.checkpoint_every", "train.keep_last",
+    "data.path", "data.labels", "data.workers", "train.steps", "train.nan", "train.log_every", "train.checkpoint_every", "train.keep_last",
     "train.keep_every", "train.preview_every", "train.preview_images", "train.micro_batch", "sample", "runtime", "logging",
 }  # fmt: skip
 """Fields (or whole groups) that may differ when a run is resumed: they do not change what a step computes."""

@@ -83,7 +83,7 @@ class Stream:
 
     def uniform(self, *shape: int) -> Tensor:
         """float64 in (0, 1): (word + 1/2) / 2^32."""
-        return ((self.bits(math.prod(shape)).double() + 0.5) / 2.0**32).unflatten(1, shape or (1,)).reshape(-1, *shape)
+        return ((self.bits(math.prod(shape)).double() + 0.5) / 2.0**32).reshape(-1, *shape)
 
     def normal(self, *shape: int) -> Tensor:
         """float32, standard normal, by the Box-Muller transform."""

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -137,6 +138,7 @@ def environment(machine: Mapping[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "host": platform.node(),
         "pid": os.getpid(),
+        "git_revision": _git_revision(),
         "versions": versions,
         **machine,
     }
@@ -148,3 +150,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _git_revision() -> str | None:
+    """The commit of the checkout this package runs from, "+" for local changes; None where it is no checkout."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        revision, changes = (
+            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in asked
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.strip() + ("+" if changes.strip() else "")

@@ -117,7 +117,9 @@ def parser() -> flags.Parser:
         "--resume", default="auto", metavar="auto|never|must|PATH",
         help="auto: go on if the folder holds a checkpoint; never: refuse then; must: refuse otherwise; PATH: from that one",
     )  # fmt: skip
-    own.add_argument("--stop-after", metavar="TIME", help="save and end after 90s, 20m or 1.5h; the same command goes on")
+    own.add_argument(
+        "--stop-after", metavar="TIME", help="save and end after 90s, 20m or 1.5h; the same command goes on"
+    )
     own.add_argument(
         "--processes",
         type=flags.whole(1, 4096),

@@ -54,7 +54,7 @@ class GaussianDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.schedule, self.objective = network, schedule, objective
-        self.shape, self.variance, self.loss = shape, variance, loss
+        self.shape, self.variance, self.error = shape, variance, loss
         self.num_classes, self.label_drop, self.thresholding = num_classes, label_drop, thresholding
 
     def q_sample(self, x0: Tensor, level: Level, eps: Tensor) -> Tensor:
@@ -82,6 +82,10 @@ class GaussianDiffusion(nn.Module):
         return Prediction(found.x0, found.eps, 1.0 if self.variance == "fixed-large" else 0.0)
 
     def forward(self, x0: Tensor, labels: Tensor | None, stream: Stream) -> Tensor:
+        """`loss`, so that data-parallel wrappers see it."""
+        return self.loss(x0, labels, stream)
+
+    def loss(self, x0: Tensor, labels: Tensor | None, stream: Stream) -> Tensor:
         """The training loss of each image (Ho et al. 2020, algorithm 1).
 
         Args:
@@ -97,7 +101,7 @@ class GaussianDiffusion(nn.Module):
         x_t = self.q_sample(x0, level, eps)
         network_input, noise_label = self.objective.condition(x_t, level)
         output = self.network(network_input, noise_label, self._drop_labels(labels, stream), stream)
-        return per_image_loss(self.loss, output, self.objective.target(x0, eps, x_t, level, self.schedule))
+        return per_image_loss(self.error, output, self.objective.target(x0, eps, x_t, level, self.schedule))
 
     def _drop_labels(self, labels: Tensor | None, stream: Stream) -> Tensor | None:
         if not self.num_classes:

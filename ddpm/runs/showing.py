@@ -8,6 +8,7 @@ from ddpm import checkpoint, images, rundir
 from ddpm.config import DataConfig, flatten
 from ddpm.console import Console, human_count
 from ddpm.data import ImageSet, load_dataset
+from ddpm.data.places import cache_root
 from ddpm.models import build_diffusion
 from ddpm.rundir import RunDir
 from ddpm.runs.loading import find_checkpoint
@@ -16,7 +17,7 @@ PER_CLASS = 10
 
 
 def data_info(settings: DataConfig, sheet: Path | None = None) -> ImageSet:
-    """Print what a data set holds; draw some of each class to `sheet`. Raises ConfigError, DataError."""
+    """Print what a data set holds; draw some of each class to `sheet` (default: into the cache folder). Raises ConfigError, DataError."""
     say = Console()
     with say.counting("reading", "files") as progress:
         data = load_dataset(settings, progress)
@@ -37,9 +38,9 @@ def data_info(settings: DataConfig, sheet: Path | None = None) -> ImageSet:
         say.info(note)
     if data.skipped:
         say.table("left out", ("file", "reason"), [(s.path, s.reason) for s in data.skipped[:50]])
-    if sheet is not None:
-        images.save_png(sheet, contact_sheet(data))
-        say.info(f"some images of each class: {sheet}")
+    sheet = sheet or cache_root() / "sheets" / f"{data.name.replace('/', '-')}.png"
+    images.save_png(sheet, contact_sheet(data))
+    say.info(f"a sheet of some images: {sheet}")
     return data
 
 

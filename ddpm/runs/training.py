@@ -84,7 +84,11 @@ def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
 
 def _resolved(settings: RunConfig, machine: Runtime, data: ImageSet) -> RunConfig:
     """The config with what was left to the machine and to the data filled in, so that a resume does not guess again."""
-    found: dict[str, Any] = {"runtime": settings.runtime.model_copy(update={"precision": machine.precision})}
+    paths = {name: path.absolute() for name in ("path", "labels") if (path := getattr(settings.data, name)) is not None}
+    found: dict[str, Any] = {
+        "runtime": settings.runtime.model_copy(update={"precision": machine.precision}),
+        "data": settings.data.model_copy(update=paths),
+    }
     if settings.model.conditioning == "auto":
         conditioning = "global" if data.num_classes else "none"
         found["model"] = settings.model.model_copy(update={"conditioning": conditioning})
