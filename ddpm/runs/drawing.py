@@ -188,7 +188,8 @@ def _draw_all(
 ) -> None:
     kept = len(seeds) if npz else min(len(seeds), SHOWN)
     pool = _Pool(target / ".pool.npy", (kept, *model.diffusion.shape), world)
-    recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank) if gif else None
+    steps = recipe.sampler.count(model.diffusion.schedule)
+    recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
     with say.progress("sampling", len(seeds), "images") as bar:
         for part in _parts(model.diffusion, recipe, machine, seeds, world, recorder):
             for seed, image in zip(part.seeds, part.images, strict=True):
@@ -203,7 +204,8 @@ def _draw_all(
     labels = cycle[np.asarray(seeds) % len(cycle)]
     pool.sync()
     if world.is_main:
-        _write_table(target, seeds, labels if model.diffusion.num_classes else None, model.classes)
+        if model.diffusion.num_classes:
+            _write_table(target, seeds, labels, model.classes)
         columns = len(cycle) if 1 < len(cycle) <= 20 else None
         images.save_png(target / "grid.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
         if npz:
@@ -258,13 +260,13 @@ class _Pool:
 class _Trajectory:
     """Frames of the first chunk on its way from noise to images, beside the x0 predicted at each step."""
 
-    def __init__(self, active: bool, frames: int = 40) -> None:
-        self.active, self.frames = active, frames
+    def __init__(self, active: bool, steps: int, frames: int = 40) -> None:
+        self.active, self.last, self.stride = active, steps - 1, -(-steps // frames)
         self.taken: list[Pixels] = []
 
     def __call__(self, index: int, x: torch.Tensor, x0: torch.Tensor) -> None:
-        """Keep a frame of at most 16 images."""
-        if self.active:
+        """Keep a frame of at most 16 images, at some of the steps and the last."""
+        if self.active and (self.last - index) % self.stride == 0:
             pair = [images.grid(images.to_uint8(part[:16]).cpu().numpy()) for part in (x, x0)]
             gap = np.full((*pair[0].shape[:2], 8), 255, np.uint8)
             self.taken.append(np.concatenate([pair[0], gap, pair[1]], axis=2))
@@ -272,21 +274,21 @@ class _Trajectory:
     def close(self, path: Path) -> None:
         """Write the GIF once, after the first chunk."""
         if self.active and self.taken:
-            stride = max(1, len(self.taken) // self.frames)
-            chosen = self.taken[::-1][::stride][::-1]
-            images.save_gif(path, chosen, fps=12)
+            images.save_gif(path, self.taken, fps=12)
         self.active, self.taken = False, []
 
 
-def _write_table(target: Path, seeds: range, labels: NDArray[np.int64] | None, classes: Sequence[str]) -> None:
-    if labels is None:
-        return
+def _write_table(target: Path, seeds: range, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """images.csv: a row a seed, those of earlier calls kept."""
+    path, header = target / "images.csv", ["file", "seed", "label", "class"]
+    rows: dict[int, list[Any]] = {}
+    if path.exists():
+        rows = {int(row[1]): row for row in list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]}
+    for seed, label in zip(seeds, labels.tolist(), strict=True):
+        rows[seed] = [f"{seed:06d}.png", seed, label, classes[label] if label >= 0 else ""]
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["file", "seed", "label", "class"])
-    names = [classes[label] if label >= 0 else "" for label in labels]
-    writer.writerows(zip((f"{seed:06d}.png" for seed in seeds), seeds, labels.tolist(), names, strict=True))
-    files.write_text(target / "images.csv", table.getvalue())
+    csv.writer(table, lineterminator="\n").writerows([header, *(rows[seed] for seed in sorted(rows))])
+    files.write_text(path, table.getvalue())
 
 
 def _write_npz(path: Path, pool: Pixels, labels: NDArray[np.int64] | None) -> None:
