@@ -38,6 +38,14 @@ def _parse_list(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
 
 
+def _parse_pair(value: Any) -> Any:
+    """'0.9,0.999' -> two values."""
+    value = _parse_list(value)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError("write two numbers, such as 0.9,0.999")
+    return value
+
+
 def _parse_specs(value: Any) -> Any:
     """One spec, or several separated by spaces (a spec may hold commas)."""
     if isinstance(value, str):
@@ -169,7 +177,9 @@ class TrainConfig(Config):
     )
     optimizer: Literal["adam", "adamw"] = Field("adam", description="optimizer")
     lr: float = Field(2e-4, gt=0, description="learning rate after warm-up")
-    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates")
+    betas: Annotated[tuple[Probability, Probability], BeforeValidator(_parse_pair)] = Field(
+        (0.9, 0.999), description="Adam's decay rates"
+    )
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="weight decay (L2 for adam, decoupled for adamw)")
     warmup: Count = Field(5000, description="steps over which the learning rate rises linearly from zero")
@@ -334,7 +344,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The config as YAML that `read_yaml` and `--config` take back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    breaks = re.search("[\x85\u2028\u2029]", json.dumps(values, ensure_ascii=False))  # YAML folds these unless escaped
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=not breaks)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

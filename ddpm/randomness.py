@@ -95,7 +95,7 @@ class Stream:
         return torch.cat(parts)[:, :n].reshape(-1, *shape)
 
     def bernoulli(self, probability: float, *shape: int) -> Tensor:
-        """bool, True with the probability rounded to a multiple of 2^-16 (see `quantised`).
+        """bool, True with the probability rounded to a multiple of 2^-16 below 1 (see `quantised`).
 
         Made for dropout masks, which are large: each image's mask is a SplitMix64 sequence (Steele et al., "Fast
         splittable pseudorandom number generators", OOPSLA 2014) that starts at 64 bits of Philox.
@@ -105,14 +105,14 @@ class Stream:
         start = (seeds[:, :1] << 32) ^ seeds[:, 1:]
         counter = torch.arange(1, -(-n // 4) + 1, device=start.device) * _GAMMA
         rows = max(1, _BLOCK // max(counter.numel(), 1))
-        threshold = round(probability * 65536) - 32768
+        threshold = round(quantised(probability) * 65536) - 32768
         masks = [_splitmix(part + counter).view(torch.int16)[:, :n] < threshold for part in start.split(rows)]
         return torch.cat(masks).reshape(-1, *shape)
 
 
 def quantised(probability: float) -> float:
     """The probability that `Stream.bernoulli` really has."""
-    return round(probability * 65536) / 65536
+    return min(round(probability * 65536), 65535) / 65536  # 65536 would not fit the signed words it is compared with
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

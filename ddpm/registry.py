@@ -14,10 +14,12 @@ so that a config file stays true when a default changes. To add a component is t
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
 import typing
+from abc import ABC
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
@@ -29,7 +31,7 @@ from ddpm.errors import ConfigError
 C = TypeVar("C", bound="Component")
 
 
-class Component:
+class Component(ABC):
     """Base of every registered component; a kind of component is a direct subclass with `kind=`."""
 
     kind: ClassVar[str]
@@ -117,7 +119,7 @@ def import_object(path: str, what: str) -> Any:
     sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} {path!r} cannot be imported: {error}.") from error
     finally:
         sys.path.remove("")
@@ -161,6 +163,9 @@ def _split_top(text: str) -> list[str]:
 
 
 def _outside(kind: type[Component], head: str) -> type[Component]:
+    name, _, rest = head.partition(":")
+    if name in kind.registered:
+        raise ConfigError(f"cannot read {rest!r} in the spec {head!r}; write name:key=value,key=value.")
     found = import_object(head, kind.kind)
     if not (isinstance(found, type) and issubclass(found, kind) and dataclasses.is_dataclass(found)):
         raise ConfigError(
@@ -168,6 +173,9 @@ def _outside(kind: type[Component], head: str) -> type[Component]:
         )
     if "name" not in vars(found) or vars(found)["name"] not in kind.registered:
         raise ConfigError(f"{head!r} is not registered: decorate it with ddpm.registry.register.")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError(f"{head!r} is not whole: a {kind.kind} also defines {missing}.")
     return found
 
 
@@ -179,7 +187,9 @@ def _options(cls: Any) -> dict[str, Any]:
 
 @cache
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    return pydantic.TypeAdapter(
+        annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    )
 
 
 def _convert(component: Component, option: str, annotation: Any, value: Any) -> Any:

@@ -59,7 +59,7 @@ def generate(
         world: the processes; each yields its own chunks.
         on_step: sampler progress of every chunk, (index, x, x0).
 
-    Raises ConfigError: a label out of range, labels or guidance that the model cannot take.
+    Raises ConfigError: a negative seed, a label out of range, labels or guidance that the model cannot take.
     """
     check_request(model, labels, guidance)
     sampler.path(model.schedule)
@@ -67,15 +67,24 @@ def generate(
     rule = thresholding or Thresholding.parse(model.thresholding)
     cycle = torch.tensor(list(labels) or list(range(model.num_classes)) or [NO_LABEL])
     wanted = np.unique(np.asarray(seeds, dtype=np.int64))
-    for start in np.unique(wanted // chunk) * chunk:
-        if start // chunk % world.size != world.rank:
-            continue
-        whole = torch.arange(int(start), int(start) + chunk)
-        of_seed = cycle[whole % len(cycle)]
-        images = draw(model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step)
-        kept = np.isin(whole.numpy(), wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + chunk)])
-        drawn_labels = of_seed.numpy()[kept] if model.num_classes else None
-        yield Drawn(whole.numpy()[kept], drawn_labels, images.cpu().numpy()[kept])
+    if wanted.size and wanted[0] < 0:
+        raise ConfigError(f"--seed: {wanted[0]} is negative; image k is drawn from seed k, counted from 0.")
+    starts = [int(start) for start in np.unique(wanted // chunk) * chunk if start // chunk % world.size == world.rank]
+
+    def parts() -> Iterator[Drawn]:
+        for start in starts:
+            whole = torch.arange(start, start + chunk)
+            of_seed = cycle[whole % len(cycle)]
+            images = draw(
+                model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step
+            )
+            kept = np.isin(
+                whole.numpy(), wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + chunk)]
+            )
+            drawn_labels = of_seed.numpy()[kept] if model.num_classes else None
+            yield Drawn(whole.numpy()[kept], drawn_labels, images.cpu().numpy()[kept])
+
+    return parts()
 
 
 def draw(

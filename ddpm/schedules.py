@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddpm.errors import ConfigError
 from ddpm.registry import Component, register
 
 
@@ -85,6 +86,14 @@ class DiscreteSchedule(Schedule):
 
     timesteps: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alpha = self.alphas_cumprod[-1].sqrt()
+        if not (self.log_snr.diff() < 0).all() or not self.log_snr.isfinite().all() or alpha < _SMALLEST_ALPHA:
+            raise ConfigError(
+                f"schedule {self.spec!r}: its signal does not fall step by step from 1 to above 0; choose other betas or timesteps."
+            )
+
     @abstractmethod
     def make_betas(self) -> Tensor:
         """(T,) float64: the variances beta_1 ... beta_T."""
@@ -92,7 +101,8 @@ class DiscreteSchedule(Schedule):
     @cached_property
     def betas(self) -> Tensor:
         """(T,) float64: variance added by each step."""
-        return self.make_betas()
+        with torch.device("cpu"):  # whatever device a model is being built on
+            return self.make_betas()
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
@@ -150,6 +160,9 @@ def _tables(schedule: DiscreteSchedule, device: torch.device) -> tuple[Tensor, T
     """alphas_cumprod and log_snr on a device, moved there once."""
     return schedule.alphas_cumprod.to(device), schedule.log_snr.to(device)
 
+
+_SMALLEST_ALPHA = torch.finfo(torch.float32).tiny
+"""Below it float32 images hold no signal, and x0 = (x_t - sigma eps) / alpha has no meaning."""
 
 Timesteps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]

@@ -26,6 +26,8 @@ def build_diffusion(
 
     Raises ConfigError: an unknown component, an option out of range, or conditioning without classes.
     """
+    if model.conditioning == "auto":
+        model = model.model_copy(update={"conditioning": "global" if num_classes else "none"})
     conditional = model.conditioning != "none"
     if conditional and num_classes < 1:
         raise ConfigError(

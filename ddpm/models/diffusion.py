@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ddpm.errors import ConfigError
 from ddpm.objectives import Objective, Prediction, per_image_loss
 from ddpm.randomness import Stream
 from ddpm.schedules import Level, Schedule, posterior
@@ -73,9 +74,13 @@ class GaussianDiffusion(nn.Module):
             x_t: (B, C, H, W).
             level: levels (B,) or ().
             condition: (B,) int64 labels, -1 for no label; None means no label for all.
+
+        Raises ConfigError: no labels, and the model never trained without.
         """
         network_input, noise_label = self.objective.condition(x_t, level)
         if self.num_classes and condition is None:
+            if not self.label_drop:
+                raise ConfigError("this model was trained with --diffusion.label-drop=0, so it needs labels.")
             condition = torch.full((x_t.shape[0],), NO_LABEL, device=x_t.device)
         output = self.network(network_input, noise_label, condition if self.num_classes else None).to(x_t.dtype)
         found = self.objective.to_prediction(output, x_t, level, self.schedule)

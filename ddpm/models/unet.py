@@ -306,12 +306,12 @@ def initialise(network: nn.Module, how: str) -> None:
                 nn.init.zeros_(module.bias)
     if how == "ddpm":
         for module in network.modules():
-            for name in (
-                ("conv2",) if isinstance(module, ResBlock) else ("out",) if isinstance(module, Attention) else ()
-            ):
-                nn.init.xavier_uniform_(getattr(module, name).weight, gain=1e-5)
-            if isinstance(module, UNet):
-                nn.init.xavier_uniform_(module.head.weight, gain=1e-5)
+            if isinstance(module, Attention):
+                for weight in module.qkv.weight.chunk(3):  # three layers in one: each by its own fan-out
+                    nn.init.xavier_uniform_(weight)
+            last = {ResBlock: "conv2", Attention: "out", UNet: "head"}.get(type(module))
+            if last is not None:
+                nn.init.xavier_uniform_(getattr(module, last).weight, gain=1e-5)
 
 
 def _check(config: ModelConfig) -> None:

@@ -39,7 +39,7 @@ class Trailing(Grid):
     """Equal strides counted from the noisiest time (Lin et al. 2024, table 2)."""
 
     def fractions(self, steps: int, timesteps: int) -> Tensor:
-        return timesteps - 1 - torch.arange(steps, dtype=torch.float64) * timesteps / steps
+        return (timesteps - torch.arange(steps, dtype=torch.float64) * timesteps / steps).round() - 1
 
 
 @register("leading")
@@ -60,7 +60,12 @@ class Linspace(Grid):
 
 @register("quadratic")
 class Quadratic(Grid):
-    """(i sqrt(0.8 T) / (S - 1))^2, denser near the clean image (Song et al. 2021a, appendix D.2 and code)."""
+    """(i sqrt(0.8 T) / (S - 1))^2, denser near the clean image (Song et al. 2021a, appendix D.2 and code).
+
+    Where that would visit a time twice (at the clean end, from about 30 steps of 1000) the later visits move up by one.
+    """
 
     def fractions(self, steps: int, timesteps: int) -> Tensor:
-        return torch.linspace((0.8 * timesteps) ** 0.5, 0, steps, dtype=torch.float64).square().floor()
+        index = torch.arange(steps, dtype=torch.float64)
+        rising = torch.linspace((0.8 * timesteps) ** 0.5, 0, steps, dtype=torch.float64).square().floor().flip(0)
+        return ((rising - index).cummax(0).values + index).flip(0)
