@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddpm.errors import ConfigError
+from ddpm.console import write_line
+from ddpm.errors import ConfigError, DDPMError
 
 _RENDEZVOUS = "DDPM_RENDEZVOUS"
 
@@ -67,7 +69,7 @@ class World:
 def join(timeout_s: float = 1800.0) -> Iterator[World]:
     """Join the process group that the environment describes (ours, or torchrun's); alone where it describes none.
 
-    The group talks over gloo on CPU tensors and over NCCL on CUDA ones.
+    The group talks over gloo on CPU tensors and over NCCL on CUDA ones. Raises DDPMError when another process is gone.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -81,6 +83,10 @@ def join(timeout_s: float = 1800.0) -> Iterator[World]:
     )
     try:
         yield world
+    except RuntimeError as error:
+        if "by peer" in str(error):  # gloo: connection closed, connection reset
+            raise DDPMError("another process of the group ended; its own message says why.") from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -126,23 +132,38 @@ def _passing_signals_to(children: Sequence[subprocess.Popen[bytes]]) -> Iterator
             signal.signal(number, handler)
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
-    """Wait for all; the first failure ends the others, politely and then not."""
+def _wait(children: Sequence[subprocess.Popen[bytes]], patience_s: float = 1.0, grace_s: float = 10.0) -> int:
+    """Wait for all; after a failure the others may end by themselves, are asked to, and are killed."""
     codes: list[int | None] = [None] * len(children)
-    deadline = None
+    at_failure: list[int | None] = []
+    ask_at = kill_at = math.inf
     while any(code is None for code in codes):
         codes = [child.poll() for child in children]
-        failed = [code for code in codes if code not in (None, 0, 75)]
-        if failed and deadline is None:
-            deadline = time.monotonic() + grace_s
-            for child in children:
-                if child.poll() is None:
-                    child.terminate()
-        if deadline is not None and time.monotonic() > deadline:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
+        if not at_failure and any(code not in (None, 0, 75) for code in codes):
+            at_failure, ask_at = codes, time.monotonic() + patience_s
+            kill_at = ask_at + grace_s
+        if time.monotonic() > ask_at:
+            _each_left(children, signal.SIGTERM)
+            ask_at = math.inf
+        if time.monotonic() > kill_at:
+            _each_left(children, signal.SIGKILL)
         time.sleep(0.02)
-    first = next((code for code in codes if code not in (None, 0, 75)), codes[0])
-    assert first is not None
-    return first if first >= 0 else 128 - first
+    return _cause([code for code in codes if code is not None], at_failure)
+
+
+def _each_left(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _cause(codes: Sequence[int], at_failure: Sequence[int | None]) -> int:
+    """The exit code of them all: not that of processes ended here, and 1, with which one that lost another ends, last."""
+    if not at_failure:
+        return codes[0]
+    own = [code for code, then in zip(codes, at_failure, strict=True) if code > 0 or then is not None]
+    cause = min((code for code in own if code not in (0, 75)), key=lambda code: (code == 1, code))
+    if cause < 0:
+        who = f"process {codes.index(cause)} of {len(codes)}"
+        write_line(sys.stderr, f"warning: {who} was ended by signal {-cause}; the others are ended too.")
+    return cause if cause >= 0 else 128 - cause

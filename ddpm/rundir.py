@@ -1,6 +1,6 @@
 """A run on disk: the names of its files, its lock, its config and its JSON-lines records.
 
-runs/<name>/config.yaml env.json lock metrics.jsonl events.jsonl evaluations.jsonl skipped.csv checkpoints/ samples/
+runs/<name>/config.yaml env.json lock metrics.jsonl events.jsonl evaluations.jsonl best.json skipped.csv checkpoints/ samples/
 """
 
 import csv
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.evaluations = path / "evaluations.jsonl"
+        self.best = path / "best.json"
         self.skipped = path / "skipped.csv"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
@@ -40,7 +42,7 @@ class RunDir:
         """Make the folder and check that it can be written to; raises DataError."""
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"--run-dir {self.path}: is a file, not a folder; choose another name.")
-        if self.path.is_dir() and not self.config.exists() and any(p.name != "lock" for p in self.path.iterdir()):
+        if self.path.is_dir() and not self.config.exists() and self._holds_files():
             raise DataError(
                 f"--run-dir {self.path}: holds files but no run (no config.yaml); choose an empty or a new folder."
             )
@@ -53,6 +55,18 @@ class RunDir:
                 f"--run-dir {self.path}: cannot be written to ({error.strerror}); choose another folder."
             ) from None
 
+    def _holds_files(self) -> bool:
+        """Whether there is more than what a start that was killed leaves: empty folders, the lock, temporaries."""
+        return any(not p.is_dir() and p.name != "lock" and not p.match(".*.tmp-*") for p in self.path.rglob("*"))
+
+    def discard(self) -> None:
+        """Remove what `create` and `lock` made where no run was started; only for who holds the lock."""
+        if not self.config.exists():
+            with suppress(OSError):
+                (self.path / "lock").unlink()
+                for folder in (self.checkpoints, self.samples, self.path):
+                    folder.rmdir()
+
     def clean(self) -> None:
         """Remove what killed processes left half-written; only for who holds the lock."""
         for folder in (self.path, self.checkpoints, self.samples):
@@ -64,7 +78,12 @@ class RunDir:
 
     def read_config(self) -> RunConfig | None:
         """The config this run was started with, or None for a new folder."""
-        return build(read_yaml(self.config), str(self.config)) if self.config.exists() else None
+        try:
+            return build(read_yaml(self.config), str(self.config)) if self.config.exists() else None
+        except OSError as error:
+            raise DataError(
+                f"--run-dir {self.path}: cannot be used ({error.strerror}); choose another folder."
+            ) from None
 
     def write_config(self, config: RunConfig) -> None:
         """Record the resolved config."""

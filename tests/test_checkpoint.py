@@ -210,13 +210,13 @@ def test_the_newest_whole_one_is_found_and_each_damaged_one_told_of(tmp_path):
 )
 def test_pruning(tmp_path, keep_last, keep_every, wanted):
     paths = [save(tmp_path, step) for step in range(10, 70, 10)]
-    checkpoint.prune(tmp_path, keep_last, keep_every, keep=paths[-1])
+    checkpoint.prune(tmp_path, keep_last, keep_every, keep=[paths[-1]])
     assert [checkpoint.load(path).step for path in reversed(checkpoint.listing(tmp_path))] == wanted
 
 
 def test_the_one_just_saved_is_never_pruned(tmp_path):
     first, *_ = [save(tmp_path, step) for step in (1, 2, 3)]
-    checkpoint.prune(tmp_path, 1, 0, keep=first)
+    checkpoint.prune(tmp_path, 1, 0, keep=[first])
     assert [path.name for path in checkpoint.listing(tmp_path)] == ["step-00000003", "step-00000001"]
 
 

@@ -106,20 +106,20 @@ def test_every_process_is_told_who_it_is(python_is, tmp_path):
         ("exit 0", 0),
         ("exit 75", 75),
         ("exit 4", 4),
-        ("[ $RANK = 1 ] && exit 3; exec sleep 60", 3),
-        ("[ $RANK = 1 ] && exit 5; trap 'exit 1' TERM; sleep 60 & wait", 5),
-        ("[ $RANK = 1 ] && kill -KILL $$; exec sleep 60", 137),
+        ("[ $RANK = 1 ] && exit 3; exec sleep 600", 3),
+        ("[ $RANK = 1 ] && exit 5; trap 'kill $!; exit 1' TERM; sleep 600 & wait", 5),
+        ("[ $RANK = 1 ] && kill -KILL $$; exec sleep 600", 137),
+        ("[ $RANK = 1 ] && exit 1; sleep 0.3; exit 4", 4),
+        ("[ $RANK = 1 ] && exit 1; exec sleep 600", 1),
     ],
 )
 def test_the_first_failure_ends_all_and_is_the_exit_code(python_is, script, code):
     python_is(script)
-    before = time.monotonic()
     assert launch_processes([], 2) == code
-    assert time.monotonic() - before < 30
 
 
 def test_a_process_that_was_killed_is_told_of(python_is, capfd):
-    python_is("[ $RANK = 1 ] && kill -KILL $$; exec sleep 60")
+    python_is("[ $RANK = 1 ] && kill -KILL $$; exec sleep 600")
     launch_processes([], 2)
     err = capfd.readouterr().err
     assert err == "warning: process 1 of 2 was ended by signal 9; the others are ended too.\n"
@@ -128,7 +128,7 @@ def test_a_process_that_was_killed_is_told_of(python_is, capfd):
 def test_a_process_that_does_not_listen_is_killed():
     stubborn = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
     failed = subprocess.Popen(["/bin/sh", "-c", "sleep 0.2; exit 3"])
-    assert distributed._wait([stubborn, failed], grace_s=0.3) == 3
+    assert distributed._wait([stubborn, failed], patience_s=0.1, grace_s=0.3) == 3
     assert stubborn.returncode == -signal.SIGKILL
 
 

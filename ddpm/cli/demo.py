@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.cli import flags
+from ddpm.errors import EXIT_STOPPED
 
 EXAMPLES = (
     ("ddpm demo", "train on 8 x 8 digits that come with the package, then sample"),
@@ -12,12 +13,12 @@ EXAMPLES = (
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train, sample, show."""
+    """Train, sample, show; 75 when training was stopped and saved."""
     given = parser().parse(argv)
     from ddpm import runs
 
-    runs.demo(given.run_dir, seed=given.seed, steps=given.steps)
-    return 0
+    report = runs.demo(given.run_dir, seed=given.seed, steps=given.steps)
+    return EXIT_STOPPED if report == {"stopped": True} else 0
 
 
 def parser() -> flags.Parser:

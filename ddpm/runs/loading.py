@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddpm import checkpoint
 from ddpm.config import RunConfig
+from ddpm.console import Console
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.training.trainer import load_weights
@@ -27,16 +28,17 @@ class Model:
     source: Path
 
 
-def load(source: str | Path, ema: str | None = None) -> Model:
+def load(source: str | Path, ema: str | None = None, warn: Callable[[str], None] | None = None) -> Model:
     """A trained model from a run folder or a checkpoint folder.
 
     Args:
         source: runs/NAME, or runs/NAME/checkpoints/step-N.
         ema: which moving average's weights, by name ("0.999"); None: the run's first; "none": the raw weights.
+        warn: told of damaged checkpoints that were passed over; default: a line on standard error.
 
     Raises CheckpointError (missing, damaged), ConfigError (no such average).
     """
-    found = find_checkpoint(Path(source))
+    found = find_checkpoint(Path(source), warn or Console().warn)
     weights = _weights_name(found, ema)
     settings = found.config()
     shape = found.state["shape"]
@@ -58,8 +60,17 @@ def _weights_name(found: checkpoint.Checkpoint, ema: str | None) -> str:
     return f"ema-{name}"
 
 
-def find_checkpoint(source: Path, warn: Callable[[str], None] = lambda text: None) -> checkpoint.Checkpoint:
+def find_checkpoint(source: Path, warn: Callable[[str], None]) -> checkpoint.Checkpoint:
     """The checkpoint that a run folder or a checkpoint folder stands for; raises CheckpointError."""
+    try:
+        return _find_checkpoint(source, warn)
+    except OSError as error:
+        raise CheckpointError(
+            f"{source}: cannot be read ({error.strerror}); give a run folder or a checkpoint in it."
+        ) from None
+
+
+def _find_checkpoint(source: Path, warn: Callable[[str], None]) -> checkpoint.Checkpoint:
     if (source / checkpoint.MANIFEST).exists():
         return checkpoint.load(source)
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source

@@ -97,10 +97,9 @@ class EMA:
         self.updates = updates
 
 
-def make_emas(module: nn.Module, specs: tuple[str, ...]) -> list[EMA]:
-    """The averages that a config names; raises ConfigError when two would have one name."""
-    emas = [EMA(module, parse_decay(spec)) for spec in specs]
-    names = [ema.name for ema in emas]
-    if len(set(names)) != len(names):
+def parse_decays(specs: tuple[str, ...]) -> list[EMADecay]:
+    """The rules that a config names; raises ConfigError, also when two averages would have one name."""
+    decays = [parse_decay(spec) for spec in specs]
+    if len({f"{decay.decay:g}" for decay in decays}) != len(decays):
         raise ConfigError(f"--train.ema={' '.join(specs)}: two averages have the same decay; give each its own.")
-    return emas
+    return decays

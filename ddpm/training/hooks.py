@@ -10,7 +10,7 @@ import torch
 from ddpm import checkpoint
 from ddpm.config import RunConfig
 from ddpm.errors import DataError
-from ddpm.rundir import RunDir, append_jsonl
+from ddpm.rundir import RunDir, append_jsonl, read_json
 from ddpm.training.trainer import StepResult, Trainer
 
 Record = dict[str, float]
@@ -58,10 +58,10 @@ class Metrics:
         record["seconds"] = now - before
         self._mark = (now, result.step)
         self.sums.zero_()
-        if self.path is not None:
-            append_jsonl(self.path, record)
         for listener in self.listeners:
             listener(record)
+        if self.path is not None:
+            append_jsonl(self.path, record)
 
     def finish(self, trainer: Trainer) -> None:
         """Nothing is owed: what is left of a window is in the checkpoint."""
@@ -94,9 +94,14 @@ class Checkpoints:
         path = checkpoint.save(self.run.checkpoints, trainer.step, tensors, state, self.config)
         self.saved_step = trainer.step
         train = self.config.train
-        checkpoint.prune(self.run.checkpoints, train.keep_last, train.keep_every, keep=path)
+        checkpoint.prune(self.run.checkpoints, train.keep_last, train.keep_every, keep=[path, *self._best()])
         self.run.event("saved", step=trainer.step, path=path.name)
         return path
+
+    def _best(self) -> list[Path]:
+        """The checkpoint that best.json names, if there is one: it is not to be removed."""
+        held = read_json(self.run.best)
+        return [checkpoint.step_folder(self.run.checkpoints, int(held["step"]))] if held else []
 
     def restore(self, trainer: Trainer, found: checkpoint.Checkpoint) -> None:
         """Put a checkpoint into the trainer and the metrics; raises CheckpointError."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm.config import TrainConfig
 from ddpm.data.loader import Batch, Loader
 from ddpm.distributed import World
-from ddpm.errors import CheckpointError, ConfigError, DivergedError
+from ddpm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from ddpm.images import to_float
 from ddpm.randomness import Stream
 from ddpm.runtime import Runtime
-from ddpm.training.ema import make_emas
+from ddpm.training.ema import EMA, parse_decays
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Hook(Protocol):
     """What is told of every step. `after` may save, draw or print; it must not touch the trainer's state."""
 
     def after(self, trainer: "Trainer", result: StepResult) -> None:
-        """Called after each step."""
+        """Called after each step. A DataError (a full disk) becomes a warning, and training goes on."""
 
     def finish(self, trainer: "Trainer") -> None:
         """Called once, when training ends, is stopped or has diverged."""
@@ -64,18 +65,20 @@ class Trainer:
         seed: int,
         warn: Callable[[str], None],
     ) -> None:
-        self.module, self.loader, self.config, self.runtime, self.world = module, loader, config, runtime, world
-        self.seed, self.warn = seed, warn
-        self.step, self.skipped, self.stopped = 0, 0, False
-        self.emas = make_emas(module, config.ema)
-        self.parallel: nn.Module = DistributedDataParallel(module) if world.size > 1 else module
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = _make_optimizer(config, self.parameters)
-        self.micro_batch = config.micro_batch or len(loader.places)
         if world.size > config.batch_size:
             raise ConfigError(
                 f"--batch-size={config.batch_size} is smaller than the number of processes, {world.size}."
             )
+        self.module, self.loader, self.config, self.runtime, self.world = module, loader, config, runtime, world
+        self.seed, self.warn = seed, warn
+        self.step, self.skipped, self.stopped = 0, 0, False
+        self.emas = [EMA(module, decay) for decay in parse_decays(config.ema)]
+        if world.size > 1:  # of 1x1 convolutions, whose strides have several spellings for one order in memory
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        self.parallel: nn.Module = DistributedDataParallel(module) if world.size > 1 else module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = _make_optimizer(config, self.parameters)
+        self.micro_batch = config.micro_batch or len(loader.places)
 
     def run(self, hooks: Sequence[Hook], should_stop: Callable[[], bool]) -> None:
         """Train to the config's last step, or until `should_stop` says so on any process.
@@ -87,13 +90,19 @@ class Trainer:
             for batch in self.loader.batches(self.step, self.config.steps):
                 result, self.stopped = self.train_step(batch, should_stop())
                 for hook in hooks:
-                    hook.after(self, result)
+                    self._tell(hook, result)
                 if self.stopped:
                     break
         except DivergedError:
             _finish(hooks, self)
             raise
         _finish(hooks, self)
+
+    def _tell(self, hook: Hook, result: StepResult) -> None:
+        try:
+            hook.after(self, result)
+        except DataError as error:
+            self.warn(f"step {result.step}: {error} Training goes on.")
 
     def train_step(self, batch: Batch, stop: bool = False) -> tuple[StepResult, bool]:
         """One optimizer step; returns it, and whether any process asked to stop."""
@@ -123,8 +132,13 @@ class Trainer:
             try:
                 return self._accumulate(batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self.micro_batch == 1 or self.world.size > 1:
+                if not _is_out_of_memory(error):
                     raise
+                if self.micro_batch == 1 or self.world.size > 1:
+                    raise ConfigError(
+                        f"out of memory with {self.micro_batch} images at a time; "
+                        "use a smaller --train.micro-batch or --model.channels, or --model.gradient-checkpointing."
+                    ) from error
                 self.optimizer.zero_grad(set_to_none=True)
                 self.micro_batch = -(-self.micro_batch // 2)
                 if self.runtime.device.type == "cuda":
@@ -155,13 +169,13 @@ class Trainer:
             else "no single image's loss"
         )
         what = f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g} ({images})"
-        self.skipped += 1
         allowed = 0 if self.config.nan == "stop" else int(self.config.nan.partition(":")[2])
-        if self.skipped > allowed:
+        if self.skipped >= allowed:
             raise DivergedError(
                 f"{what}; the weights were not updated with it and the last checkpoint stands: "
                 "lower --lr, use --precision float32, or allow some with --nan skip:N."
             )
+        self.skipped += 1
         self.warn(f"{what}: step left out ({self.skipped} of {allowed} allowed).")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -193,8 +207,13 @@ class Trainer:
     def load(self, step: int, state: Mapping[str, Any], tensors: Callable[[str], dict[str, Tensor]]) -> None:
         """Go on from a checkpoint; `tensors(name)` reads one of its files. Raises CheckpointError on a mismatch."""
         load_weights(self.module, tensors("model"))
-        for ema, updates in zip(self.emas, state["ema_updates"], strict=True):
-            ema.load(tensors(f"ema-{ema.name}"), updates)
+        updates = dict(zip(state["emas"], state["ema_updates"], strict=True))
+        for ema in self.emas:
+            if ema.name not in updates:
+                raise CheckpointError(
+                    f"the checkpoint holds no moving average {ema.name} (--train.ema), but {', '.join(updates) or 'none'}."
+                )
+            ema.load(tensors(f"ema-{ema.name}"), updates[ema.name])
         saved = tensors("optimizer")
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         for name, parameter in zip(names, self.parameters, strict=True):
