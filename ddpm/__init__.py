@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddpm.objectives import Objective, Prediction
     from ddpm.presets import PRESETS, preset
     from ddpm.registry import register
-    from ddpm.runs import Model, load, train
+    from ddpm.runs import Evaluation, Model, evaluate, load, train
     from ddpm.runs import draw_images as sample
     from ddpm.samplers import Sampler
     from ddpm.schedules import Level, Schedule
@@ -33,6 +33,7 @@ _WHERE = {
     "DataError": "errors",
     "Dataset": "data",
     "DivergedError": "errors",
+    "Evaluation": "runs",
     "GaussianDiffusion": "models",
     "ImageSet": "data",
     "Level": "schedules",
@@ -44,6 +45,7 @@ _WHERE = {
     "Sampler": "samplers",
     "Schedule": "schedules",
     "UNet": "models",
+    "evaluate": "runs",
     "load": "runs",
     "load_dataset": "data",
     "preset": "presets",

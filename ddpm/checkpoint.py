@@ -7,7 +7,7 @@ checkpoints/step-00005000/   model.safetensors  ema-<name>.safetensors  optimize
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,13 @@ def save(
             f"{target}: needs {needed / 1e6:.1f} MB but only {free / 1e6:.1f} MB are free; free some space."
         )
     with files.atomic_folder(target) as folder:
-        for name, group in tensors.items():
-            _save_tensors(folder / f"{name}.safetensors", group)
         (folder / "state.json").write_text(
             json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8"
         )
+        for name, group in tensors.items():
+            path = folder / f"{name}.safetensors"
+            _save_tensors(path, group)
+            shutil.copymode(folder / "state.json", path)  # safetensors makes its files private
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         manifest = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(_manifest_text({"format": FORMAT, "files": manifest}), encoding="utf-8")
@@ -113,7 +115,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: was written by a newer ddpm (format {manifest['format']}, this one reads {FORMAT}); upgrade ddpm."
         )
-    if text != _manifest_text(manifest):
+    if text != _manifest_text(manifest) or manifest["format"] < 1:
         raise CheckpointError(f"{path / MANIFEST}: is damaged (it is not as it was written).")
     if not {"model.safetensors", "state.json", "config.yaml"} <= {name for name, _, _ in rows}:
         raise CheckpointError(f"{path / MANIFEST}: is damaged (files are missing from its list).")
@@ -143,12 +145,12 @@ def latest(checkpoints: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def prune(checkpoints: Path, keep_last: int, keep_every: int, keep: Path) -> None:
-    """Remove old checkpoints: all but the `keep_last` newest, `keep`, and those whose step `keep_every` divides."""
+def prune(checkpoints: Path, keep_last: int, keep_every: int, keep: Collection[Path]) -> None:
+    """Remove old checkpoints: all but the `keep_last` newest, those in `keep`, and those whose step `keep_every` divides."""
     for path in listing(checkpoints)[keep_last:]:
         match = _NAME.fullmatch(path.name)
         assert match is not None
-        if path != keep and not (keep_every and int(match[1]) % keep_every == 0):
+        if path not in keep and not (keep_every and int(match[1]) % keep_every == 0):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -216,6 +216,19 @@ class SampleConfig(Config):
     )
 
 
+class EvaluateConfig(Config):
+    """Scoring while training: the first moving average, by images drawn as [sample] says."""
+
+    every: Count = Field(0, description="steps between evaluations (and at the last step); 0: none")
+    num_images: Positive = Field(1000, description="images that are drawn for an evaluation")
+    metric: Literal["fd", "kid", "is"] = Field(
+        "fd", description="metric by which the best checkpoint is chosen and kept: lowest fd or kid, highest is"
+    )
+    extractor: str = Field(
+        "auto", description="feature extractor spec; auto: tiny-cnn where its weights are shipped, else inception-tf"
+    )
+
+
 class RuntimeConfig(Config):
     """The machine. Nothing here changes what is computed, beyond float rounding."""
 
@@ -250,6 +263,7 @@ class RunConfig(Config):
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
 
@@ -266,7 +280,7 @@ SHORT_FLAGS = {
 
 FREE_FIELDS = {
     "data.path", "data.labels", "data.workers", "train.steps", "train.nan", "train.log_every", "train.checkpoint_every", "train.keep_last",
-    "train.keep_every", "train.preview_every", "train.preview_images", "train.micro_batch", "sample", "runtime", "logging",
+    "train.keep_every", "train.preview_every", "train.preview_images", "train.micro_batch", "sample", "evaluate", "runtime", "logging",
 }  # fmt: skip
 """Fields (or whole groups) that may differ when a run is resumed: they do not change what a step computes."""
 

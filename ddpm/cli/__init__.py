@@ -4,6 +4,7 @@ A verb is a module here, named as the verb, with `run(argv) -> exit code` for th
 `VERBS`. What goes wrong becomes one sentence on standard error and the exit code of its class (`ddpm.errors`).
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,11 @@ VERBS = {
     "demo": "the whole way on the handwritten digits, in a few minutes on a CPU",
     "train": "train a model, or go on with a run",
     "sample": "draw images from a run or a checkpoint",
+    "evaluate": "how good a model or a set of images is",
+    "stats": "mean and covariance of a data set's features, as a file",
+    "metrics": "what runs have measured, side by side",
     "data": "look at a data set, or prepare it",
+    "features": "train the small classifier that evaluation compares by, or list extractors",
     "info": "what a run folder or a checkpoint is",
     "doctor": "check this machine and installation",
 }
@@ -96,6 +101,8 @@ def _tell(message: str, code: int, words: Sequence[str]) -> int:
 
         write_line(sys.stderr, traceback.format_exc().rstrip())
     name = f"ddpm {words[0]}" if words and words[0] in VERBS else "ddpm"
+    rank = os.environ.get("RANK", "0")
+    name = name if rank == "0" else f"warning: process {rank}"  # of a group, the first speaks for all
     line = " ".join(message.split())
     write_line(sys.stderr, f"{name}: {line if len(line) <= 1000 else line[:1000] + '...'}")
     return code

@@ -6,6 +6,7 @@ in `namespace.typed` afterwards, and `build` lays it over the presets and files.
 """
 
 import argparse
+import difflib
 import re
 import shutil
 import textwrap
@@ -102,7 +103,7 @@ def _nearest_flag(name: str, known: Iterable[str]) -> str:
     """A flag without its group, or with another's, is taken for the field of that name."""
     leaf = re.split(r"[.]|--", name)[-1]
     same = [flag for flag in known if re.split(r"[.]|--", flag)[-1] == leaf]
-    return f" (did you mean {same[0]!r}?)" if same else nearest(name, known)
+    return f" (did you mean {difflib.get_close_matches(name, same, 1, 0)[0]!r}?)" if same else nearest(name, known)
 
 
 def add_fields(parser: Parser, groups: Sequence[str] | None = None) -> None:

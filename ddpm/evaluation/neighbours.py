@@ -4,6 +4,7 @@ Nothing here is trained: real images that were held out are judged by the same r
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +60,19 @@ def judge(images: Pixels, labels: Labels, train: ImageSet, held_out: ImageSet) -
     )
 
 
-def nearest(queries: Pixels, references: Pixels, block: int = 500) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(indices, distances): the nearest reference of each query, by Euclidean distance over pixels; ties: the first."""
-    flat = references.reshape(len(references), -1).astype(np.float32)
+def nearest(
+    queries: NDArray[Any], references: NDArray[Any], block: int = 500
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(indices, distances): the nearest reference of each query, by Euclidean distance over elements; ties: the first.
+
+    Pixels, uint8, are searched in float32; features of any other dtype in float64.
+    """
+    exact: type[np.floating[Any]] = np.float32 if references.dtype == np.uint8 else np.float64
+    flat: NDArray[Any] = references.reshape(len(references), -1).astype(exact)
     squares = np.einsum("ij,ij->i", flat, flat)
     index, distance = np.empty(len(queries), np.int64), np.empty(len(queries), np.float64)
     for start in range(0, len(queries), block):
-        part = queries[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
+        part = queries[start : start + block].reshape(-1, flat.shape[1]).astype(exact)
         found = np.argmin(squares - 2.0 * (part @ flat.T), axis=1)
         index[start : start + block] = found
         gap = part.astype(np.float64) - flat[found]

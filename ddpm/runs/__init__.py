@@ -1,12 +1,15 @@
 """Wiring: one function a verb; every component is built and every path resolved here before any work starts."""
 
+from ddpm.runs.comparing import metrics
 from ddpm.runs.demonstration import demo
 from ddpm.runs.drawing import SampleResult, draw_images, sample
+from ddpm.runs.evaluating import Evaluation, evaluate, stats
 from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.showing import contact_sheet, data_info, data_prepare, info
 from ddpm.runs.training import TrainResult, train
 
 __all__ = [
+    "Evaluation",
     "Model",
     "SampleResult",
     "TrainResult",
@@ -15,9 +18,12 @@ __all__ = [
     "data_prepare",
     "demo",
     "draw_images",
+    "evaluate",
     "find_checkpoint",
     "info",
     "load",
+    "metrics",
     "sample",
+    "stats",
     "train",
 ]

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,12 +66,14 @@ def sample(
     """
     with distributed.join() as world:
         say = console.Console(quiet=quiet or not world.is_main)
-        model = load(source, ema)
+        model = load(source, ema, say.warn if world.is_main else lambda text: None)
         machine = runtime.resolve(device, precision, processes=world.size, local_rank=world.local_rank)
         recipe = Recipe.of(model, machine, sampler, guidance, thresholding, chunk, labels)
         sampling.check_request(model.diffusion, recipe.labels, recipe.guidance)
         recipe.sampler.path(model.diffusion.schedule)
         seeds = range(seed, seed + num_images)
+        if seeds.stop > 2**63 - recipe.chunk:
+            raise ConfigError(f"--seed={seed}: seeds end at 2^63, so {num_images} images need a lower one.")
         written = recipe.written(model)
         target = out or _default_folder(model, written)
         if world.is_main:
@@ -116,7 +118,7 @@ class Recipe:
             advice.guidance if guidance is None else guidance,
             tuple(class_index(str(label), model.classes) for label in labels or ()),
             chunk or advice.chunk,
-            Thresholding.parse(thresholding or model.diffusion.thresholding),
+            Thresholding.parse(model.diffusion.thresholding if thresholding in (None, "model") else thresholding),
             machine.precision,
             machine.device.type,
         )
@@ -165,10 +167,10 @@ def _claim(target: Path, recipe: dict[str, Any]) -> None:
             raise DataError(
                 f"--out {target}: is not empty and was not written by `ddpm sample`; choose another folder."
             )
-    except NotADirectoryError:
-        raise DataError(f"--out {target}: is not a folder; choose another place.") from None
+    except OSError as error:
+        raise DataError(f"--out {target}: cannot be used ({files.reason(error)}); choose another place.") from None
     if held is not None and held != recipe:
-        differs = next(key for key in recipe if held.get(key) != recipe[key])
+        differs = next((key for key in recipe if not isinstance(held, dict) or held.get(key) != recipe[key]), "it")
         raise DataError(f"--out {target}: holds images of another recipe ({differs} differs); choose another folder.")
     rundir.write_json(path, recipe)
 
@@ -187,30 +189,29 @@ def _draw_all(
     gif: bool,
 ) -> None:
     kept = len(seeds) if npz else min(len(seeds), SHOWN)
-    pool = _Pool(target / ".pool.npy", (kept, *model.diffusion.shape), world)
-    steps = recipe.sampler.count(model.diffusion.schedule)
-    recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
-    with say.progress("sampling", len(seeds), "images") as bar:
-        for part in _parts(model.diffusion, recipe, machine, seeds, world, recorder):
-            for seed, image in zip(part.seeds, part.images, strict=True):
-                if png:
-                    images.save_png(target / f"{seed:06d}.png", image)
-                if seed - seeds[0] < kept:
-                    pool.array[seed - seeds[0]] = image
-            if recorder is not None:
-                recorder.close(target / "trajectory.gif")
-            bar.advance(len(part.seeds) * world.size)
-    cycle = np.array(recipe.labels or range(model.diffusion.num_classes) or [0])
-    labels = cycle[np.asarray(seeds) % len(cycle)]
-    pool.sync()
-    if world.is_main:
-        if model.diffusion.num_classes:
-            _write_table(target, seeds, labels, model.classes)
-        columns = len(cycle) if 1 < len(cycle) <= 20 else None
-        images.save_png(target / "grid.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
-        if npz:
-            _write_npz(target / "samples.npz", pool.array, labels if model.diffusion.num_classes else None)
-    pool.remove()
+    with _Pool(target / ".pool.npy", (kept, *model.diffusion.shape), world) as pool:
+        steps = recipe.sampler.count(model.diffusion.schedule)
+        recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
+        with say.progress("sampling", len(seeds), "images") as bar:
+            for part in _parts(model.diffusion, recipe, machine, seeds, world, recorder):
+                for seed, image in zip(part.seeds, part.images, strict=True):
+                    if png:
+                        images.save_png(target / f"{seed:06d}.png", image)
+                    if seed - seeds[0] < kept:
+                        pool.array[seed - seeds[0]] = image
+                if recorder is not None:
+                    recorder.close(target / "trajectory.gif")
+                bar.advance(len(part.seeds) * world.size)
+        cycle = np.array(recipe.labels or range(model.diffusion.num_classes) or [0])
+        labels = cycle[np.asarray(seeds) % len(cycle)]
+        pool.sync()
+        if world.is_main:
+            if model.diffusion.num_classes:
+                _write_table(target, seeds, labels, model.classes)
+            columns = len(cycle) if 1 < len(cycle) <= 20 else None
+            images.save_png(target / "grid.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
+            if npz:
+                _write_npz(target / "samples.npz", pool.array, labels if model.diffusion.num_classes else None)
 
 
 def _parts(
@@ -240,21 +241,27 @@ class _Pool:
 
     def __init__(self, path: Path, shape: tuple[int, ...], world: World) -> None:
         self.path, self.world = path, world
-        if world.is_main:
-            np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
-        world.barrier()
-        self.array: Pixels = np.lib.format.open_memmap(path, "r+")
+        try:
+            if world.is_main:
+                np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+            world.barrier()
+            self.array: Pixels = np.lib.format.open_memmap(path, "r+")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise DataError(f"cannot write {path}: {files.reason(error)}; choose another --out.") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The file is a means, not a result."""
+        if self.world.is_main:
+            self.path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Wait until every process has written its part."""
         self.array.flush()  # type: ignore[attr-defined]
         self.world.barrier()
-
-    def remove(self) -> None:
-        """The file is a means, not a result."""
-        self.world.barrier()
-        if self.world.is_main:
-            self.path.unlink(missing_ok=True)
 
 
 class _Trajectory:

@@ -1,11 +1,13 @@
 """`ddpm train`: everything is checked and built before any work starts."""
 
 import copy
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,9 +22,11 @@ from ddpm.errors import CheckpointError, ConfigError, DataError
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.rundir import RunDir
 from ddpm.runs.loading import find_checkpoint
+from ddpm.runs.scoring import Judge, Scoring
 from ddpm.runtime import Runtime
-from ddpm.samplers import Sampler, Thresholding
-from ddpm.training.hooks import Checkpoints, Every, Metrics
+from ddpm.samplers import OfModel, Sampler, Thresholding
+from ddpm.training.ema import parse_decays
+from ddpm.training.hooks import Checkpoints, Every, Listener, Metrics
 from ddpm.training.loggers import SinkGroup, check_names, open_sinks
 from ddpm.training.trainer import Hook, StopClock, Trainer, load_weights
 
@@ -65,7 +69,11 @@ def train(
         settings = _resolved(settings, machine, data)
         model = build_diffusion(settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed)
         Sampler.parse(settings.sample.sampler).path(model.schedule)
-        Thresholding.parse(settings.diffusion.thresholding)
+        if isinstance(Thresholding.parse(settings.diffusion.thresholding), OfModel):
+            raise ConfigError(
+                "--diffusion.thresholding=model is what samplers say; choose the model's own: clip or none."
+            )
+        parse_decays(settings.train.ema)
         sampling.check_request(model, (), settings.sample.guidance)
         if dry_run:
             planning.show(planning.plan(settings, model, data, machine, world), settings, run.path, say)
@@ -122,12 +130,14 @@ def _train(
             _check_folder(settings, run, resume)
             run.create()
             stack.enter_context(run.lock())
+            stack.callback(run.discard)
             run.clean()
 
         def warn(text: str) -> None:
             say.warn(text)
             if world.is_main:
-                run.event("warned", text=text)
+                with suppress(DataError):  # a full disk is what is warned of
+                    run.event("warned", text=text)
 
         found = _find_checkpoint(run, resume, data, warn) if world.is_main else None
         path = world.broadcast(None if found is None else found.path)
@@ -139,6 +149,7 @@ def _train(
             )
             return TrainResult(run.path, found.step, stopped=False)
 
+        judge = Judge.open(settings, data, machine, world, say) if settings.evaluate.every else None
         machine.place(model)
         part = world.share(settings.train.batch_size)
         loader = Loader(data, settings.train.batch_size, settings.seed, settings.data.flip, part, settings.data.workers)
@@ -146,13 +157,8 @@ def _train(
         display = stack.enter_context(
             console.TrainingDisplay(settings.train.steps, found.step if found else 0, quiet=not world.is_main)
         )
-        sinks = _sinks(settings, run, warn) if world.is_main else SinkGroup({}, warn)
-        stack.callback(sinks.close)
-        metrics = Metrics(
-            run.metrics if world.is_main else None,
-            settings.train.log_every,
-            [display.update, lambda record: sinks.log(int(record["step"]), record)],
-        )
+        listeners: list[Listener] = [display.update]
+        metrics = Metrics(run.metrics if world.is_main else None, settings.train.log_every, listeners)
         saver = Checkpoints(run, settings, _facts(data), metrics, warn)
         if found is not None:
             saver.restore(trainer, found)
@@ -160,13 +166,19 @@ def _train(
                 metrics.sums.zero_()
         if world.is_main:
             _record_start(settings, run, data, machine, found, say, warn)
+        sinks = _sinks(settings, run, warn) if world.is_main else SinkGroup({}, warn)
+        stack.callback(sinks.close)
+        listeners.append(lambda record: sinks.log(int(record["step"]), record))
         stop = stack.enter_context(stop_signals())
         clock = StopClock(stop_after_s)
         hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, run, sinks))]
+        if judge is not None and world.is_main:
+            scoring = Scoring(judge, settings, run, sinks, saver, trainer.step)
+            hooks.append(Every(settings.evaluate.every, scoring))
         trainer.run(hooks, lambda: stop.is_set() or clock())
         stopped = world.any(stop.is_set()) and trainer.step < settings.train.steps
         if world.is_main:
-            run.event("stopped" if trainer.stopped else "finished", step=trainer.step)
+            run.event("stopped" if trainer.step < settings.train.steps else "finished", step=trainer.step)
         _say_end(say, run, trainer, settings)
         return TrainResult(run.path, trainer.step, stopped)
 
@@ -234,9 +246,9 @@ def _record_start(
     warn: Callable[[str], None],
 ) -> None:
     facts = rundir.environment(runtime.describe(machine))
+    run.write_config(settings)  # first: it is what makes the folder a run
     if not run.environment.exists():
         rundir.write_json(run.environment, facts)
-    run.write_config(settings)
     if data.skipped:
         run.write_skipped([(s.path, s.reason) for s in data.skipped])
     rundir.truncate_jsonl(run.metrics, found.step if found else 0)
@@ -299,12 +311,18 @@ class Preview:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread."""
+    """An event that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread.
+
+    Signals within a second are one: a Ctrl-C comes from the terminal, and again from the launcher that passes it on.
+    """
     event = threading.Event()
+    first_s = math.inf
 
     def handle(number: int, _: FrameType | None) -> None:
-        if event.is_set():
+        nonlocal first_s
+        if time.monotonic() - first_s > 1:
             os._exit(128 + number)
+        first_s = min(first_s, time.monotonic())
         event.set()
 
     if threading.current_thread() is not threading.main_thread():

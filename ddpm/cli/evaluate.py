@@ -1,0 +1,149 @@
+"""`ddpm evaluate`: how good a model or a set of images is, by `runs.evaluate`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.cli import flags
+from ddpm.cli.stats import add_extractor
+from ddpm.errors import ConfigError
+
+EXAMPLES = (
+    ("ddpm evaluate runs/digits", "draw images and compare them with those trained on"),
+    ("ddpm evaluate runs/cifar10 --num-images 50000 --metrics fd,is --processes 4", "FID as papers have it"),
+    ("ddpm evaluate samples/ --reference photos/", "two folders of images"),
+    ("ddpm evaluate samples.npz --reference cifar10.npz", "images against statistics of `ddpm stats`"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The arguments of `runs.evaluate`."""
+
+    source: str
+    reference: str | None = None
+    num_images: int | None = None
+    metrics: list[str] | None = None
+    extractor: str | None = None
+    weights: Path | None = None
+    seed: int = 0
+    sampler: str | None = None
+    guidance: float | None = None
+    thresholding: str | None = None
+    ema: str | None = None
+    splits: int = 10
+    quantise: bool = True
+    chunk: int | None = None
+    out: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluate; the numbers do not depend on how many processes there are."""
+    options, processes = parse_evaluate(argv)
+    if processes > 1 and "RANK" not in os.environ:
+        from ddpm.distributed import launch_processes
+
+        return launch_processes(["evaluate", *flags.without(argv, "--processes")], processes)
+    from ddpm import runs
+
+    runs.evaluate(**vars(options))
+    return 0
+
+
+def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateOptions, int]:
+    """The words after `ddpm evaluate` as options and a number of processes; raises ConfigError."""
+    given = parser().parse(argv)
+    settings = flags.build([], given.typed)
+    typed = given.typed.values
+    options = EvaluateOptions(
+        source=given.source,
+        reference=given.reference,
+        num_images=given.num_images,
+        metrics=_metrics(given.metrics),
+        extractor=given.extractor,
+        weights=given.weights,
+        seed=settings.seed,
+        sampler=settings.sample.sampler if "sample.sampler" in typed else None,
+        guidance=settings.sample.guidance if "sample.guidance" in typed else None,
+        thresholding=settings.diffusion.thresholding if "diffusion.thresholding" in typed else None,
+        ema=given.ema,
+        splits=given.splits,
+        quantise=given.quantise,
+        chunk=settings.sample.chunk if "sample.chunk" in typed else None,
+        out=given.out,
+        device=settings.runtime.device,
+        precision=settings.runtime.precision,
+    )
+    return options, given.processes
+
+
+def parser() -> flags.Parser:
+    """Flags of the verb."""
+    about = (
+        "Judge a model, or images, against a reference: Frechet and kernel distance, Inception Score, precision and recall, by class, "
+        "and whether training images were memorised. Each number comes with its interval and its protocol."
+    )
+    made = flags.Parser("evaluate", "RUN|CHECKPOINT|FOLDER|NPZ [flags]", about, EXAMPLES)
+    made.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a run or a checkpoint, a folder of images, an .npz file of images or of statistics",
+    )
+    own, kept = made.own, "as the checkpoint has it"
+    own.add_argument(
+        "--reference", metavar="DATASET|FOLDER|NPZ", help="what to compare with (default: the data of the run)"
+    )
+    own.add_argument(
+        "--num-images",
+        type=flags.whole(1),
+        metavar="N",
+        help="how many (default: --evaluate.num-images of the run; all of a folder)",
+    )
+    own.add_argument(
+        "--metrics", metavar="A,B,...", help="of fd,kid,is,pr,classes,memorisation (default: all that can be had)"
+    )
+    add_extractor(made)
+    flags.add_field(made, "seed", "--seed")
+    flags.add_field(made, "sample.sampler", "--sampler", kept)
+    flags.add_field(made, "sample.guidance", "--guidance", kept)
+    flags.add_field(made, "diffusion.thresholding", "--thresholding", kept)
+    flags.add_field(made, "sample.chunk", "--chunk", kept)
+    own.add_argument(
+        "--ema",
+        metavar="NAME|none",
+        help="which average of the weights; none: the weights themselves (default: the first)",
+    )
+    own.add_argument(
+        "--splits", type=flags.whole(1), default=10, metavar="N", help="splits of the Inception Score (default: 10)"
+    )
+    own.add_argument(
+        "--no-quantise",
+        dest="quantise",
+        action="store_false",
+        help="score floats instead of 8-bit images, where the extractor takes them",
+    )
+    own.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for evaluations.jsonl (default: the run's; evaluations)"
+    )
+    flags.add_field(made, "runtime.device", "--device")
+    flags.add_field(made, "runtime.precision", "--precision")
+    own.add_argument(
+        "--processes",
+        type=flags.whole(1, 4096),
+        default=1,
+        metavar="N",
+        help="processes on this machine, one for each GPU",
+    )
+    return made
+
+
+def _metrics(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ConfigError(f"--metrics={text!r} is wrong: write names with commas between, such as fd,kid.")
+    return names

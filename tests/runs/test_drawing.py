@@ -1,0 +1,237 @@
+"""`ddpm sample`: image k is seed k's, whoever draws it; every file says the same; no folder mixes two recipes."""
+
+import csv
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm
+from ddpm import checkpoint, images, runs
+from ddpm.errors import CheckpointError, ConfigError, DataError
+from ddpm.files import sha256
+from ddpm.images import read_image
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, tmp_path_factory):
+    """Twenty-three images from seed 5 on, and all other files."""
+    return runs.sample(trained, num_images=23, seed=5, out=tmp_path_factory.mktemp("drawn") / "out", npz=True)
+
+
+def pngs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
+
+
+def stack(folder: Path, seeds) -> np.ndarray:
+    return np.stack([read_image(folder / f"{seed:06d}.png") for seed in seeds])
+
+
+def test_files_are_named_by_seed(drawn):
+    names = [f"{seed:06d}.png" for seed in range(5, 28)]
+    extra = ["grid.png", "images.csv", "recipe.json", "samples.npz", "trajectory.gif"]
+    assert sorted(path.name for path in drawn.out.iterdir()) == sorted([*names, *extra])
+    assert stack(drawn.out, range(5, 28)).shape == (23, 1, 8, 8)
+    assert drawn.num_images == 23
+
+
+def test_the_table_lists_files_seeds_and_classes_in_turn(drawn):
+    rows = list(csv.DictReader((drawn.out / "images.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows] == [f"{seed:06d}.png" for seed in range(5, 28)]
+    assert [int(row["seed"]) for row in rows] == list(range(5, 28))
+    assert [int(row["label"]) for row in rows] == [seed % 10 for seed in range(5, 28)]
+    assert [row["class"] for row in rows] == [row["label"] for row in rows]
+
+
+def test_the_archive_equals_the_pictures(drawn):
+    with np.load(drawn.out / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_0"].dtype == np.uint8
+        np.testing.assert_array_equal(archive["arr_0"], stack(drawn.out, range(5, 28)).transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(archive["arr_1"], np.arange(5, 28) % 10)
+
+
+def test_the_grid_and_the_way_there(drawn):
+    grid = read_image(drawn.out / "grid.png")
+    np.testing.assert_array_equal(grid, images.grid(stack(drawn.out, range(5, 28)), 10))
+    with Image.open(drawn.out / "trajectory.gif") as gif:
+        assert gif.n_frames == 3
+
+
+def test_the_recipe_holds_all_that_decides(drawn, trained):
+    newest = trained / "checkpoints/step-00000006"
+    assert json.loads((drawn.out / "recipe.json").read_text()) == drawn.recipe == {
+        "weights_sha256": sha256(newest / "ema-0.9.safetensors"),
+        "weights": "ema-0.9",
+        "step": 6,
+        "sampler": "ddim:steps=3,grid=trailing,thresholding=model,eta=0.0",
+        "thresholding": "clip",
+        "guidance": 1.0,
+        "labels": [],
+        "chunk": 16,
+        "precision": drawn.recipe["precision"],
+        "device": "cpu",
+    }  # fmt: skip
+
+
+def test_an_image_depends_on_its_seed_alone(drawn, trained, tmp_path):
+    out = runs.sample(trained, num_images=3, seed=14, out=tmp_path / "out", gif=False).out
+    assert pngs(out) == {name: data for name, data in pngs(drawn.out).items() if name in pngs(out)}
+    assert not (out / "trajectory.gif").exists()
+
+
+def test_more_seeds_into_the_same_folder_are_added(trained, tmp_path):
+    for seed in (4, 0):
+        runs.sample(trained, num_images=4, seed=seed, out=tmp_path / "out", gif=False)
+    assert list(pngs(tmp_path / "out")) == [f"{seed:06d}.png" for seed in range(8)]
+    rows = list(csv.DictReader((tmp_path / "out/images.csv").read_text().splitlines()))
+    assert [int(row["seed"]) for row in rows] == list(range(8))
+
+
+@pytest.mark.parametrize("how", [{"guidance": 2.0}, {"sampler": "ddpm:steps=3"}, {"labels": ["3"]}, {"ema": "0.5"}])
+def test_another_recipe_is_refused_and_nothing_is_touched(drawn, trained, tree, how):
+    before = tree(drawn.out)
+    with pytest.raises(DataError, match=r"holds images of another recipe \(\w+ differs\)"):
+        runs.sample(trained, num_images=1, out=drawn.out, **how)
+    assert tree(drawn.out) == before
+
+
+@pytest.mark.parametrize("recipe", ["[]", '"text"', "5"])
+def test_a_folder_of_somebody_else_is_refused(trained, tmp_path, tree, recipe):
+    (tmp_path / "recipe.json").write_text(recipe)
+    (tmp_path / "000000.png").write_bytes(b"mine")
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"choose another folder\.$"):
+        runs.sample(trained, num_images=1, out=tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_every_recipe_has_a_folder_of_its_own(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    hows = ({}, {"guidance": 2.0}, {"labels": ["3", "7"]}, {"ema": "none"}, {"sampler": "ddim:steps=2"})
+    folders = [runs.sample(tmp_path / "run", num_images=1, gif=False, **how).out for how in hows]
+    assert len(set(folders)) == len(hows)
+    assert {folder.parent for folder in folders} == {tmp_path / "run/samples"}
+    assert all(folder.name.startswith("ddim-00000006-") for folder in folders)
+    assert runs.sample(tmp_path / "run", num_images=2, gif=False).out == folders[0]
+
+
+def test_labels_by_name_and_number_and_none(tiny, tmp_path):
+    runs.train(tiny({"data.dataset": "shapes:num_images=60,size=8", "train.steps": 1}), tmp_path / "run")
+    named = runs.sample(tmp_path / "run", num_images=4, labels=["red disc", "4", "-1"], gif=False, npz=True).out
+    rows = list(csv.DictReader((named / "images.csv").read_text().splitlines()))
+    assert [(row["label"], row["class"]) for row in rows] == [
+        ("0", "red disc"), ("4", "green square"), ("-1", ""), ("0", "red disc"),
+    ]  # fmt: skip
+    numbered = runs.sample(tmp_path / "run", num_images=4, labels=["0", "4", "-1"], gif=False).out
+    assert numbered == named
+    with pytest.raises(ConfigError, match="'pink disc' is no class of this model; its classes: red disc, "):
+        runs.sample(tmp_path / "run", labels=["pink disc"], out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_averages_by_name_raw_weights_and_unknown_ones(trained, tmp_path):
+    drawn = {name: runs.sample(trained, num_images=1, ema=name, out=tmp_path / str(name), gif=False) for name in
+             (None, "0.9", "ema-0.9", "0.5", "none")}  # fmt: skip
+    assert [result.recipe["weights"] for result in drawn.values()] == ["ema-0.9"] * 3 + ["ema-0.5", "model"]
+    assert pngs(tmp_path / "None") == pngs(tmp_path / "0.9") != pngs(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"--ema 0\.7: .* choose from 0\.9, 0\.5, none\.$"):
+        runs.sample(trained, ema="0.7", out=tmp_path / "0.7")
+    assert not (tmp_path / "0.7").exists()
+
+
+def test_python_draws_the_same_images(drawn, trained):
+    model = ddpm.load(trained)
+    np.testing.assert_array_equal(ddpm.sample(model, range(5, 28)), stack(drawn.out, range(5, 28)))
+    np.testing.assert_array_equal(ddpm.sample(trained, [21, 6, 21]), stack(drawn.out, [21, 6, 21]))
+
+
+def test_two_processes_write_the_same_files(zygote, drawn, trained, tree, tmp_path):
+    given = ("sample", trained, "--num-images=23", "--seed=5", "--chunk=4", "--npz", "--out=out")
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        assert zygote.run(*given, cwd=tmp_path / str(processes), processes=processes).wait() == 0
+    one, two = tree(tmp_path / "1/out"), tree(tmp_path / "2/out")
+    assert len(one) == 23 + 5
+    for name in set(one) | set(two) - {"samples.npz"}:
+        assert one.get(name) == two.get(name), name
+    with np.load(tmp_path / "1/out/samples.npz") as a, np.load(tmp_path / "2/out/samples.npz") as b:
+        np.testing.assert_array_equal(a["arr_0"], b["arr_0"])
+
+
+def test_without_classes_there_is_no_table_and_no_guidance(tiny, tmp_path):
+    runs.train(tiny({"model.conditioning": "none", "train.steps": 1}), tmp_path / "run")
+    out = runs.sample(tmp_path / "run", num_images=2, png=False, npz=True).out
+    assert sorted(path.name for path in out.iterdir()) == ["grid.png", "recipe.json", "samples.npz", "trajectory.gif"]
+    with np.load(out / "samples.npz") as archive:
+        assert archive.files == ["arr_0"]
+    for how in ({"guidance": 2.0}, {"labels": ["1"]}):
+        with pytest.raises(ConfigError, match="trained without classes"):
+            runs.sample(tmp_path / "run", out=tmp_path / "none", **how)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tiny, tmp_path):
+    changes = {
+        "data.dataset": "shapes:num_images=60,size=16", "model.channel_mults": (1,), "model.conditioning": "none",
+        "train.steps": 1, "train.ema": (),
+    }  # fmt: skip
+    runs.train(tiny(changes), tmp_path / "run")
+    how = {"sampler": "ddim:steps=1", "chunk": 50, "png": False, "gif": False}
+    peaks = []
+    for count in (100, 1000):
+        tracemalloc.start()
+        out = runs.sample(tmp_path / "run", num_images=count, **how).out
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    more_bytes = 900 * 3 * 16 * 16
+    assert peaks[1] - peaks[0] < more_bytes / 4
+    runs.sample(tmp_path / "run", num_images=1000, npz=True, **how)
+    with np.load(out / "samples.npz") as archive:
+        assert archive["arr_0"].shape == (1000, 16, 16, 3)
+        np.testing.assert_array_equal(
+            archive["arr_0"][[0, 777]],
+            ddpm.sample(tmp_path / "run", [0, 777], sampler="ddim:steps=1", chunk=50).transpose(0, 2, 3, 1),
+        )
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_drawn_from(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert runs.sample(tmp_path / "run", num_images=1, gif=False).recipe["step"] == 3
+    err = capsys.readouterr().err
+    assert err.startswith("warning: ") and err.count("\n") == 1
+    assert str(path) in err
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_scratch_file(zygote, trained, tmp_path):
+    for limit, wanted in ((100, 3), (2000, 3)):
+        done = zygote.run("sample", trained, f"--out=out{limit}", "--num-images=64", cwd=tmp_path, file_bytes=limit)
+        assert done.wait() == wanted
+        assert len(done.errors) == 1
+        assert "File too large" in done.errors[0]
+        assert not list(tmp_path.rglob("*.tmp-*"))
+    assert not list(tmp_path.rglob(".pool.npy"))
+
+
+def test_what_is_refused_is_refused_before_the_folder_is_made(trained, tmp_path):
+    for error, how in (
+        (ConfigError, {"sampler": "ddim:steps=5000"}),
+        (ConfigError, {"sampler": "ddmi"}),
+        (ConfigError, {"labels": ["10"]}),
+        (ConfigError, {"thresholding": "clap"}),
+        (ConfigError, {"device": "cuda:7"}),
+        (CheckpointError, {"source": tmp_path / "nowhere"}),
+    ):
+        with pytest.raises(error):
+            runs.sample(**{"source": trained, "out": tmp_path / "out", **how})
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_checkpoint_is_drawn_from(trained, tmp_path):
+    three = trained / "checkpoints/step-00000003"
+    assert runs.sample(three, num_images=1, out=tmp_path, gif=False).recipe["step"] == 3
+    assert checkpoint.load(three).step == 3
