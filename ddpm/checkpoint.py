@@ -5,6 +5,7 @@ checkpoints/step-00005000/   model.safetensors  ema-<name>.safetensors  optimize
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from ddpm.errors import CheckpointError, ConfigError, DataError
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_STATE = {"step": int, "images": int, "shape": list, "classes": list, "emas": list, "data": dict}
+"""What every state.json holds, and of which type."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Checkpoint:
         path = self.path / f"{name}.safetensors"
         try:
             return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+
+    def parameters(self) -> int:
+        """Numbers in `model.safetensors` by its header, without the running statistics of batch norms."""
+        path = self.path / "model.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.rpartition(".")[2] not in _STATISTICS]  # noqa: SIM118
+                return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}).") from None
 
@@ -81,8 +95,9 @@ def save(
     target = step_folder(checkpoints, step)
     if _is_whole(target):
         return target
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    if (free := files.free_bytes(checkpoints)) < needed * 1.02 + 1_000_000:
+    size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    needed = math.ceil((size * 1.02 + 1_000_000) / 100_000) * 100_000  # room for headers and the other files
+    if (free := files.free_bytes(checkpoints) // 100_000 * 100_000) < needed:
         raise DataError(
             f"{target}: needs {needed / 1e6:.1f} MB but only {free / 1e6:.1f} MB are free; free some space."
         )
@@ -121,8 +136,8 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST}: is damaged (files are missing from its list).")
     for name, size, digest in rows:
         _check_file(path / name, size, digest)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(path, int(state["step"]), state)
+    state = _read_state(path / "state.json")
+    return Checkpoint(path, state["step"], state)
 
 
 def listing(checkpoints: Path) -> list[Path]:
@@ -152,6 +167,22 @@ def prune(checkpoints: Path, keep_last: int, keep_every: int, keep: Collection[P
         assert match is not None
         if path not in keep and not (keep_every and int(match[1]) % keep_every == 0):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged ({type(error).__name__}).") from None
+    for key, kind in _STATE.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path}: has no {key!r} that can be used; this is no checkpoint of a run.")
+    if [type(side) for side in state["shape"]] != [int] * 3:
+        raise CheckpointError(f"{path}: its 'shape' is not three whole numbers.")
+    for key in ("name", "images", "fingerprint"):
+        if key not in state["data"]:
+            raise CheckpointError(f"{path}: its 'data' has no {key!r}; this is no checkpoint of a run.")
+    return state  # type: ignore[no-any-return]
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:

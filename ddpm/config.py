@@ -82,7 +82,7 @@ class DataConfig(Config):
     )
     split: Literal["train", "test", "all"] = Field(
         "train",
-        description="part of the data set that is used; a folder has only 'all' unless it holds train/ and test/",
+        description="part of the data set that is used; a folder is all train unless it holds train/ and test/",
     )
     size: Size | None = Field(
         None, description="height and width: 32, or 28x36; default: the images' own (see docs/data.md)"
@@ -232,7 +232,11 @@ class EvaluateConfig(Config):
 class RuntimeConfig(Config):
     """The machine. Nothing here changes what is computed, beyond float rounding."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N (Apple's mps lacks float64, which the noise needs)",
+    )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="bf16: autocast; auto: bf16 where the machine has units for it"
     )

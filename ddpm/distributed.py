@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ddpm.console import write_line
 from ddpm.errors import ConfigError, DDPMError
 
 _RENDEZVOUS = "DDPM_RENDEZVOUS"
+_LIFELINE = "DDPM_LIFELINE"
+"""Number of a file descriptor: a pipe that nobody writes to and that ends with the launcher, however that ends."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,26 @@ class World:
 
 
 @contextlib.contextmanager
-def join(timeout_s: float = 1800.0) -> Iterator[World]:
+def join(timeout_s: float = 4 * 3600.0) -> Iterator[World]:
     """Join the process group that the environment describes (ours, or torchrun's); alone where it describes none.
 
-    The group talks over gloo on CPU tensors and over NCCL on CUDA ones. Raises DDPMError when another process is gone.
+    The group talks over gloo on CPU tensors and over NCCL on CUDA ones. A process that `launch_processes` started gets
+    SIGTERM when its launcher is gone. Raises ConfigError when the environment describes half a group, DDPMError when
+    another process is gone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World()
+    _end_with_the_launcher()
+    world = described()
+    if world.size == 1:
+        yield world
         return
-    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     where = os.environ.get(_RENDEZVOUS, "env://")
     dist.init_process_group(
-        backend, init_method=where, rank=world.rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s)
+        backend,
+        init_method=where,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=datetime.timedelta(seconds=timeout_s),
     )
     try:
         yield world
@@ -91,30 +100,89 @@ def join(timeout_s: float = 1800.0) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def launched() -> bool:
+    """Whether `launch_processes` started this process."""
+    return _RENDEZVOUS in os.environ
+
+
+def described() -> World:
+    """This process as the environment describes it; without WORLD_SIZE it is alone. Raises ConfigError."""
+    size = _number("WORLD_SIZE", 1, 2**20) if "WORLD_SIZE" in os.environ else 1
+    if size == 1:
+        return World()
+    if not launched() and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(
+            f"WORLD_SIZE={size} is set, but MASTER_ADDR and MASTER_PORT are not: start with --processes or torchrun, or unset WORLD_SIZE."
+        )
+    rank = _number("RANK", 0, size - 1)
+    return World(rank, size, _number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in os.environ else rank)
+
+
+def _number(variable: str, least: int, most: int) -> int:
+    text = os.environ.get(variable, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        found = f"{variable}={text[:40]!r} is not a number from {least} to {most}" if text else f"{variable} is not set"
+        known = "" if variable == "WORLD_SIZE" else f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, but "
+        raise ConfigError(f"{known}{found}: start with --processes or torchrun, or unset WORLD_SIZE.")
+    return int(text)
+
+
+def _end_with_the_launcher() -> None:
+    lifeline = os.environ.pop(_LIFELINE, None)
+    if lifeline is None:
+        return
+
+    def watch(pipe: int) -> None:
+        while os.read(pipe, 1):
+            continue
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(int(lifeline),), name="lifeline", daemon=True).start()
+
+
 def launch_processes(arguments: Sequence[str], processes: int) -> int:
     """Run `ddpm ARGUMENTS` as several processes of one group on this machine; returns the exit code.
 
-    SIGTERM and SIGINT are passed on. When a process fails, the others are ended and its code is returned.
+    SIGTERM and SIGINT are passed on. When a process fails, the others are ended and its code is returned. When this
+    process is killed, they get SIGTERM.
     """
     if processes < 1:
         raise ConfigError(f"--processes={processes} is wrong: it must be at least 1.")
-    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
-        children = [_start(arguments, rank, processes, Path(folder) / "rendezvous") for rank in range(processes)]
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder, _pipe() as lifeline:
+        place = Path(folder) / "rendezvous"
+        children = [_start(arguments, rank, processes, place, lifeline) for rank in range(processes)]
         with _passing_signals_to(children):
             return _wait(children)
 
 
-def _start(arguments: Sequence[str], rank: int, size: int, rendezvous: Path) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _pipe() -> Iterator[int]:
+    """The reading end of a pipe whose writing end no other process has."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _start(arguments: Sequence[str], rank: int, size: int, rendezvous: Path, lifeline: int) -> subprocess.Popen[bytes]:
+    """`ddpm ARGUMENTS` with this process's import path: `-m ddpm` would put the working folder before it."""
     environment = {
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         _RENDEZVOUS: rendezvous.as_uri(),
+        _LIFELINE: str(lifeline),
     }
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return subprocess.Popen([sys.executable, "-m", "ddpm", *arguments], env=environment)
+    command = (
+        f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; "
+        "from ddpm.cli import main; sys.exit(main())"
+    )
+    return subprocess.Popen([sys.executable, "-c", command, *arguments], env=environment, pass_fds=(lifeline,))
 
 
 @contextlib.contextmanager

@@ -105,7 +105,9 @@ def check_devices() -> list[Finding]:
         bf16 = "bf16" if runtime.has_bf16_units(torch.device("cuda", index)) else "no bf16 units"
         findings.append(Finding("ok", f"cuda:{index} {card.name}, {card.total_memory / GB:.0f} GB, {bf16}"))
     if torch.backends.mps.is_available():
-        findings.append(Finding("ok", "mps: Apple GPU"))
+        findings.append(
+            Finding("info", "mps: an Apple GPU, which lacks the float64 that noise is made in", "runs take the CPU")
+        )
     units = ", ".join(_cpu_bf16_units(torch)) or "no bf16 units"
     return [*findings, Finding("ok", f"cpu: {runtime.cpu_name()}, {runtime.cores()} cores, {units}")]
 

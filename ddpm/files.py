@@ -124,6 +124,13 @@ def append_line(path: Path | str, text: str) -> None:
                 raise
 
 
+def sync(path: Path | str) -> None:
+    """Have the system put what was written to a file on disk, if there is such a file; raises DataError."""
+    with _disk_errors("sync", path):
+        if Path(path).exists():
+            _sync(Path(path))
+
+
 def sha256(path: Path | str) -> str:
     """Hexadecimal SHA-256 of a file's bytes; raises DataError."""
     with _disk_errors("read", path), Path(path).open("rb") as file:

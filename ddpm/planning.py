@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,15 +32,16 @@ class Plan:
     processes: int
     images: int
     epochs: float
-    step_s: float  # measured on this machine
+    step_s: float | None  # measured on this machine; None where it has no room for an image
 
 
 def plan(settings: RunConfig, model: GaussianDiffusion, data: ImageSet, machine: Runtime, world: World) -> Plan:
-    """Count on the model, and time a few real training steps of a small batch."""
+    """Count on the model, and time a few real training steps of a batch that a quarter of the free memory holds."""
     share = world.share(settings.train.batch_size)
     micro = settings.train.micro_batch or share.stop - share.start
     parameters = sum(p.numel() for p in model.parameters())
     forward, backward, saved = count(model)
+    timed = min(micro, 16, _free_bytes(machine) // 4 // max(1, saved))
     return Plan(
         parameters=parameters,
         forward_flops=forward,
@@ -50,7 +52,7 @@ def plan(settings: RunConfig, model: GaussianDiffusion, data: ImageSet, machine:
         processes=world.size,
         images=len(data),
         epochs=settings.train.steps * settings.train.batch_size / len(data),
-        step_s=_time_image(model, machine, min(micro, 16)) * (share.stop - share.start),
+        step_s=_time_image(model, machine, timed) * (share.stop - share.start) if timed else None,
     )
 
 
@@ -63,6 +65,13 @@ def count(model: GaussianDiffusion) -> tuple[int, int, int]:
         loss.sum().backward()
     model.zero_grad(set_to_none=True)
     return forward, counter.get_total_flops() - forward, kept[0]
+
+
+def _free_bytes(machine: Runtime) -> int:
+    """Memory that the device has left."""
+    if machine.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(machine.device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _loss(model: GaussianDiffusion, device: torch.device, n: int) -> Tensor:
@@ -118,9 +127,12 @@ def show(found: Plan, settings: RunConfig, run_dir: object, say: Console) -> Non
             f"weights and optimizer {human_bytes(found.weights_bytes)}, activations about {human_bytes(found.activations_bytes)}",
         ),
         ("batch", f"{found.processes} process(es), {found.micro_batch} images at a time in each"),
-        (
-            "time",
-            f"about {human_duration(found.step_s)} a step, {human_duration(found.step_s * steps)} in all, timed on this machine",
-        ),
+        ("time", _time(found, steps)),
     ]
     say.table("plan", ("what", "value"), rows)
+
+
+def _time(found: Plan, steps: int) -> str:
+    if found.step_s is None:
+        return f"not timed: one image needs {human_bytes(found.activations_bytes // found.micro_batch)}"
+    return f"about {human_duration(found.step_s)} a step, {human_duration(found.step_s * steps)} in all, timed on this machine"

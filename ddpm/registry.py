@@ -113,16 +113,22 @@ def import_submodules(package: str, path: Iterable[str]) -> None:
 def import_object(path: str, what: str) -> Any:
     """The object that 'package.module:Name' stands for; modules of the working folder are found too.
 
-    Raises ConfigError, which calls it `what`.
+    Raises ConfigError, which calls it `what`, whatever the import raises.
     """
     module, _, name = path.partition(":")
     sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{what} {path!r} cannot be imported: {error}.") from error
+    except Exception as error:
+        problem = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise ConfigError(f"{what} {path!r} cannot be imported: {problem.rstrip('.')}.") from error
     finally:
         sys.path.remove("")
+
+
+def outside_code(spec: str) -> list[str]:
+    """Every 'module:Class' that parsing the written form would import, those of nested options too; imports nothing."""
+    return re.findall(r"(?:^|[=(,])\s*([\w.]+:[A-Za-z_]\w*)(?=\s*(?:$|[:(),]))", spec)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

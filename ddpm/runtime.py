@@ -62,10 +62,9 @@ def resolve(
     found = _device(device, local_rank)
     threads = threads or default_threads(processes if found.type == "cpu" else 1)
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = False
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16_units(found))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bf16  # float32 means float32
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     channels_last = layout == "channels-last" or (layout == "auto" and found.type == "cuda")
     return Runtime(found, "bf16" if bf16 else "float32", channels_last, threads)
 
@@ -126,7 +125,7 @@ def cpu_name() -> str:
 
 def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(wanted)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -140,8 +139,8 @@ def _device(wanted: str, local_rank: int) -> torch.device:
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("--runtime.device=mps: no Metal device is available; use --device cpu.")
+    if device.type != "cpu":
+        raise ConfigError(f"--runtime.device={wanted}: only cpu and cuda are supported; use --device cpu.")
     return device
 
 

@@ -1,10 +1,14 @@
 """Drawing images: image k is a function of the model, the sampler and seed k."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.distributed import World
@@ -27,6 +31,8 @@ class Drawn:
 
 
 OnChunk = Callable[[int, Tensor, Tensor], None]
+SEEDS_END = 2**62
+"""Seeds are below this."""
 
 
 def generate(
@@ -59,16 +65,16 @@ def generate(
         world: the processes; each yields its own chunks.
         on_step: sampler progress of every chunk, (index, x, x0).
 
-    Raises ConfigError: a negative seed, a label out of range, labels or guidance that the model cannot take.
+    Raises ConfigError: a seed that is no whole number from 0 to 2^62 - 1, a chunk below 1, a label out of range, labels or
+    guidance that the model cannot take.
     """
     check_request(model, labels, guidance)
+    check_chunk(chunk)
     sampler.path(model.schedule)
     predictor: Predictor = ClassifierFree(model, guidance) if model.num_classes and guidance != 1.0 else model
     rule = thresholding or Thresholding.parse(model.thresholding)
     cycle = torch.tensor(list(labels) or list(range(model.num_classes)) or [NO_LABEL])
-    wanted = np.unique(np.asarray(seeds, dtype=np.int64))
-    if wanted.size and wanted[0] < 0:
-        raise ConfigError(f"--seed: {wanted[0]} is negative; image k is drawn from seed k, counted from 0.")
+    wanted = np.unique(seed_array(seeds))
     starts = [int(start) for start in np.unique(wanted // chunk) * chunk if start // chunk % world.size == world.rank]
 
     def parts() -> Iterator[Drawn]:
@@ -113,8 +119,31 @@ def draw(
     return to_uint8(x)
 
 
+def seed_array(seeds: Any) -> NDArray[np.int64]:
+    """Seeds as (N,) int64, in their order; raises ConfigError for other things than whole numbers from 0 to 2^62 - 1."""
+    try:
+        given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else seeds)
+    except (TypeError, ValueError, OverflowError):
+        given = np.empty(())
+    if given.ndim != 1 or (given.size and (given.dtype.kind not in "iu" or given.max() >= SEEDS_END)):
+        raise ConfigError(
+            "seeds: must be a list of whole numbers from 0 to 2^62 - 1, such as seeds=[7, 1000] or seeds=range(16)."
+        )
+    if given.size and given.min() < 0:
+        raise ConfigError(f"--seed: {given.min()} is negative; image k is drawn from seed k, counted from 0.")
+    return given.astype(np.int64)
+
+
+def check_chunk(chunk: Any) -> None:
+    """Raise ConfigError for a chunk that is no whole number of at least 1."""
+    if not isinstance(chunk, int | np.integer) or isinstance(chunk, bool) or chunk < 1:
+        raise ConfigError(f"--chunk={chunk} is wrong: it must be a whole number of at least 1.")
+
+
 def check_request(model: GaussianDiffusion, labels: Sequence[int], guidance: float) -> None:
     """Raise ConfigError for labels or guidance that the model cannot take."""
+    if not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
+        raise ConfigError(f"--guidance={guidance} is wrong: it must be a finite number of at least 0.")
     if labels and not model.num_classes:
         raise ConfigError("--labels: this model was trained without classes; leave --labels out.")
     if wrong := [label for label in labels if not NO_LABEL <= label < model.num_classes]:

@@ -18,7 +18,14 @@ from ddpm.config import RunConfig, TrainConfig
 from ddpm.errors import CheckpointError, DataError
 
 CONFIG = RunConfig(seed=9, train=TrainConfig(steps=77))
-STATE = {"emas": ["0.9"], "images": 24, "text": "a — b"}
+STATE = {
+    "emas": ["0.9"],
+    "images": 24,
+    "shape": [1, 8, 8],
+    "classes": [],
+    "data": {"name": "digits", "images": 5, "fingerprint": "f"},
+    "text": "a — b",
+}
 NAMES = [
     "MANIFEST.json", "config.yaml", "ema-0.9.safetensors", "model.safetensors", "optimizer.safetensors", "state.json",
     "state.safetensors",
@@ -241,9 +248,35 @@ def test_a_save_that_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch, s
 
 def test_too_little_room_is_seen_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "free_bytes", lambda path: 999_999)
-    with pytest.raises(DataError, match=r"step-00000002: needs 0\.0 MB but only 1\.0 MB are free; free some space\.$"):
+    with pytest.raises(DataError, match=r"step-00000002: needs 1\.1 MB but only 0\.9 MB are free; free some space\.$"):
         save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1_100_000)
+    save(tmp_path, 2)
+
+
+@pytest.mark.parametrize("key", ["images", "shape", "classes", "emas", "data"])
+def test_a_state_that_lacks_a_key_is_told_by_it(tmp_path, key):
+    state = {name: value for name, value in STATE.items() if name != key}
+    path = checkpoint.save(tmp_path, 2, tensors(), state, CONFIG)
+    with pytest.raises(CheckpointError, match=rf"state\.json: has no '{key}'"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"shape": [1, 8]}, "'shape' is not three"), ({"classes": 3}, "'classes'"), ({"data": {"name": "a"}}, "'images'")],
+)
+def test_a_state_of_another_form_is_told(tmp_path, change, message):
+    path = checkpoint.save(tmp_path, 2, tensors(), {**STATE, **change}, CONFIG)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+def test_parameters_are_counted_by_the_header_without_running_statistics(tmp_path):
+    norm = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    path = checkpoint.save(tmp_path, 2, {"model": norm.state_dict()}, STATE, CONFIG)
+    assert checkpoint.load(path).parameters() == sum(p.numel() for p in norm.parameters()) == 120
 
 
 @pytest.mark.parametrize("limit", [10, 200, 500])

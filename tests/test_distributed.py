@@ -77,7 +77,7 @@ def test_three_gloo_processes_agree(tmp_path):
 
 @pytest.fixture
 def python_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`python_is("exit 3")`: what the launcher's `python -m ddpm ...` does instead, in shell."""
+    """`python_is("exit 3")`: what the launcher's `python -c ...` does instead, in shell."""
 
     def replace(script: str) -> None:
         path = tmp_path / "python"
@@ -89,15 +89,15 @@ def python_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_process_is_told_who_it_is(python_is, tmp_path):
-    python_is('echo "$* $RANK $LOCAL_RANK $WORLD_SIZE $DDPM_RENDEZVOUS" > $RANK.txt')
+    python_is('shift 2; echo "$* $RANK $LOCAL_RANK $WORLD_SIZE $DDPM_RENDEZVOUS" > $RANK.txt')
     assert launch_processes(["train", "digits", "--x=a b"], 3) == 0
     said = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(3)]
-    assert [words[:8] for words in said] == [
-        ["-m", "ddpm", "train", "digits", "--x=a", "b", str(rank), str(rank)] for rank in range(3)
+    assert [words[:6] for words in said] == [
+        ["train", "digits", "--x=a", "b", str(rank), str(rank)] for rank in range(3)
     ]
-    assert {tuple(words[8:]) for words in said} == {("3", said[0][9])}
-    assert said[0][9].startswith("file:///")
-    assert not Path(said[0][9].removeprefix("file://")).parent.exists()
+    assert {tuple(words[6:]) for words in said} == {("3", said[0][7])}
+    assert said[0][7].startswith("file:///")
+    assert not Path(said[0][7].removeprefix("file://")).parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,89 @@ def test_signals_are_passed_on_and_the_handlers_given_back(python_is, tmp_path, 
     sender.join()
     assert [(tmp_path / f"got{rank}").read_text() for rank in (0, 1)] == [f"{name}\n"] * 2
     assert signal.getsignal(number) == before
+
+
+LAUNCH = "import sys; from ddpm.distributed import launch_processes as launch; sys.exit(launch(sys.argv[1:], 2))"
+
+
+def test_files_of_the_working_folder_are_not_imported(tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit(99)")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LAUNCH, "train", "digits", "--lr=x"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(distributed.__file__).parents[1])},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "ddpm train: --lr='x' is wrong" in done.stderr
+
+
+FAKE_CLI = """
+import os, pathlib, time
+from ddpm.distributed import join
+def main():
+    with join() as world:
+        pathlib.Path(f"{world.rank}.tmp").write_text(str(os.getpid()))
+        os.rename(f"{world.rank}.tmp", f"{world.rank}.pid")
+        time.sleep(60)
+"""
+FAKED = f"import sys, types; fake = types.ModuleType('ddpm.cli'); exec({FAKE_CLI!r}, fake.__dict__); sys.modules['ddpm.cli'] = fake\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_processes_end_when_their_launcher_is_killed(tmp_path):
+    (tmp_path / "ddpm_fake.py").write_text(FAKED)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import ddpm_fake; $2"\n')
+    python.chmod(0o755)
+    path = os.pathsep.join([str(Path(distributed.__file__).parents[1]), str(tmp_path)])
+    launch = f"import sys; sys.executable = {str(python)!r}; " + LAUNCH
+    launcher = subprocess.Popen(
+        [sys.executable, "-P", "-c", launch], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    told = [tmp_path / "0.pid", tmp_path / "1.pid"]
+    while not all(file.exists() for file in told):
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.kill()
+    assert launcher.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while any(alive(int(file.read_text())) for file in told):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for has ended."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"WORLD_SIZE": "2", "DDPM_RENDEZVOUS": "x"},
+            "WORLD_SIZE=2 is set, but RANK is not set: start with --processes",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "but MASTER_ADDR and MASTER_PORT are not"),
+        ({"WORLD_SIZE": "2", "DDPM_RENDEZVOUS": "x", "RANK": "2"}, "RANK='2' is not a number from 0 to 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a number from 1"),
+    ],
+)
+def test_half_a_group_is_a_mistake(monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message), join():
+        pass
+
+
+def test_a_rank_without_a_group_is_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    with join() as world:
+        assert world == World(0, 1, 0)
 
 
 def test_no_processes_is_a_mistake():

@@ -5,7 +5,7 @@ import torch
 
 from ddpm import config, planning, presets, runtime
 from ddpm.config import RunConfig
-from ddpm.console import Console
+from ddpm.console import Console, human_bytes
 from ddpm.data import load_dataset
 from ddpm.distributed import World
 from ddpm.models import GaussianDiffusion, build_diffusion
@@ -65,6 +65,20 @@ def test_a_plan(small):
     assert (found.forward_flops, found.training_flops) == (forward, forward + backward)
     assert found.activations_bytes == 12 * kept
     assert found.step_s > 0
+
+
+@pytest.mark.parametrize(("room", "timed"), [(100, 12), (4 * 3 + 1, 3), (3.9, None)])
+def test_a_quarter_of_the_free_memory_is_used_at_most(small, monkeypatch, room, timed):
+    data, machine = load_dataset(small.data), runtime.resolve("cpu", "float32", threads=1)
+    model = model_of(small, data.shape, data.num_classes)
+    kept, seen = planning.count(model)[2], []
+    monkeypatch.setattr(planning, "_free_bytes", lambda machine: int(room * kept))
+    monkeypatch.setattr(planning, "_time_image", lambda model, machine, n: seen.append(n) or 2.0)
+    found = planning.plan(small, model, data, machine, World())
+    assert seen == ([timed] if timed else [])
+    assert found.step_s == (24.0 if timed else None)
+    if not timed:
+        assert planning._time(found, 5) == f"not timed: one image needs {human_bytes(kept)}"
 
 
 def test_the_plan_of_one_of_several_processes(small):

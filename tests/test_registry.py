@@ -277,6 +277,44 @@ def test_half_made_classes_from_outside_are_refused(outside: str, name: str, fra
         Sampler.parse(f"{outside}:{name}")
 
 
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("def (:", "SyntaxError: invalid syntax"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError: first."),
+        ("raise KeyError", "KeyError."),
+        ("1 / 0", "ZeroDivisionError: division by zero."),
+    ],
+)
+def test_code_that_cannot_be_imported_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    (tmp_path / "broken_parts.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Sampler.parse("broken_parts:Thing")
+    assert f"sampler 'broken_parts:Thing' cannot be imported: {problem}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("linear", []),
+        ("linear:timesteps=200,scaled=true", []),
+        ("ddim:grid=trailing,thresholding=clip", []),
+        ("tree:child=tree(sizes=8/9,child=leaf)", []),
+        (" a.b:C ", ["a.b:C"]),
+        ("a:B:k=1,x=2", ["a:B"]),
+        ("ddim:thresholding= a:B (low=1)", ["a:B"]),
+        ("ddim:thresholding=a:B:low=1", ["a:B"]),
+        ("a:B:k=tree(child=c:D(k=e.f:G))", ["a:B", "c:D", "e.f:G"]),
+    ],
+)
+def test_outside_code_is_found_in_the_written_form(spec: str, named: list[str]) -> None:
+    assert registry.outside_code(spec) == named
+
+
 def test_components_are_frozen_and_keyword_only() -> None:
     built = Linear()
     with pytest.raises(dataclasses.FrozenInstanceError):

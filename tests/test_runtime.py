@@ -36,14 +36,14 @@ def test_auto_takes_bf16_where_there_are_units_and_plain_layout_on_a_cpu(monkeyp
 
 def test_auto_device_is_the_best_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve().device == torch.device("cpu")
 
 
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for device in ("cuda", "cuda:3", "mps"):
+    with pytest.raises(ConfigError, match="mps: only cpu and cuda are supported"):
+        resolve("mps")
+    for device in ("cuda", "cuda:3"):
         with pytest.raises(ConfigError, match=f"--runtime.device={device}: no .* is available; use --device cpu"):
             resolve(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -148,6 +148,7 @@ def test_work_is_done_chunk_by_chunk_as_it_is_asked_for(model: GaussianDiffusion
 def test_far_seeds_cost_no_more_than_near_ones(model: GaussianDiffusion) -> None:
     far = 10**12 + 1
     assert set(collect(model, [far, 2])) == {2, far}
+    assert set(collect(model, [2**62 - 1])) == {2**62 - 1}
 
 
 # --- labels and guidance
@@ -219,6 +220,19 @@ def test_the_models_thresholding_is_used_unless_told_otherwise(model: GaussianDi
         (3, 0.0, {"labels": [NO_LABEL]}, "--diffusion.label-drop=0"),
         (3, 0.1, {"sampler": Sampler.parse("ddim:steps=101")}, "steps=101 are more than the schedule's 100 timesteps."),
         (3, 0.1, {"seeds": [3, -1]}, "--seed: -1 is negative"),
+        (3, 0.1, {"seeds": [3, 2**62]}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": [2**70]}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": [0.5]}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": [True]}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": 5}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": "12"}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"seeds": [[1], [2, 3]]}, "whole numbers from 0 to 2^62 - 1"),
+        (3, 0.1, {"chunk": 0}, "--chunk=0 is wrong"),
+        (3, 0.1, {"chunk": 1.5}, "--chunk=1.5 is wrong"),
+        (3, 0.1, {"guidance": float("nan")}, "--guidance=nan is wrong"),
+        (3, 0.1, {"guidance": float("inf")}, "--guidance=inf is wrong"),
+        (3, 0.1, {"guidance": -0.5}, "--guidance=-0.5 is wrong"),
+        (3, 0.1, {"guidance": "2"}, "--guidance=2 is wrong"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence_before_any_work(

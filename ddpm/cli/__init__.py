@@ -47,8 +47,13 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's own) and return its exit code; raises nothing."""
-    code = _run(list(sys.argv[1:] if argv is None else argv))
+    code = _run(_ordered(list(sys.argv[1:] if argv is None else argv)))
     return code if _flushed() else code or _CLOSED_PIPE
+
+
+def _ordered(words: list[str]) -> list[str]:
+    """`--debug VERB ...` is `VERB --debug ...`."""
+    return [words[1], "--debug", *words[2:]] if words[:1] == ["--debug"] and len(words) > 1 else words
 
 
 def _run(words: list[str]) -> int:
@@ -101,7 +106,7 @@ def _tell(message: str, code: int, words: Sequence[str]) -> int:
 
         write_line(sys.stderr, traceback.format_exc().rstrip())
     name = f"ddpm {words[0]}" if words and words[0] in VERBS else "ddpm"
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     name = name if rank == "0" else f"warning: process {rank}"  # of a group, the first speaks for all
     line = " ".join(message.split())
     write_line(sys.stderr, f"{name}: {line if len(line) <= 1000 else line[:1000] + '...'}")

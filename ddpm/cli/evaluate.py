@@ -1,7 +1,7 @@
 """`ddpm evaluate`: how good a model or a set of images is, by `runs.evaluate`."""
 
-import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +43,15 @@ class EvaluateOptions:
 def run(argv: Sequence[str]) -> int:
     """Evaluate; the numbers do not depend on how many processes there are."""
     options, processes = parse_evaluate(argv)
-    if processes > 1 and "RANK" not in os.environ:
+    if processes > 1 and not flags.in_a_group(f"--processes={processes}"):
         from ddpm.distributed import launch_processes
 
         return launch_processes(["evaluate", *flags.without(argv, "--processes")], processes)
     from ddpm import runs
+    from ddpm.runs.loading import trusting
 
-    runs.evaluate(**vars(options))
+    with trusting() if parser().parse(argv).trust_code else nullcontext():
+        runs.evaluate(**vars(options))
     return 0
 
 
@@ -127,6 +129,9 @@ def parser() -> flags.Parser:
     )
     own.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for evaluations.jsonl (default: the run's; evaluations)"
+    )
+    own.add_argument(
+        "--trust-code", action="store_true", help="run the code from outside ddpm (module:Class) that the run names"
     )
     flags.add_field(made, "runtime.device", "--device")
     flags.add_field(made, "runtime.precision", "--precision")

@@ -28,7 +28,7 @@ _SPECS = typing.get_args(config.Specs)[1]
 _LETTERS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 _COMPLAINTS = (
     (r"^argument (?:-\w/)?(\S+): ", r"\1: "),
-    (r"^(\S+): expected (?:at least )?one argument$", r"\1 needs a value"),
+    (r"^(\S+): expected one argument$", r"\1 needs a value"),
     (r"^(\S+): not allowed with argument (\S+)$", r"\1 and \2 exclude each other"),
     (r"^the following arguments are required: (.*)$", r"\1 is missing; see --help"),
     (r"^unrecognized arguments: (.*)$", r"'\1' is not expected here; see --help"),
@@ -132,29 +132,29 @@ def add_field(parser: Parser, dotted: str, flag: str, default: str | None = None
 
 
 def _add_field(parser: Parser, group: Any, dotted: str, info: FieldInfo, spellings: list[str], default: str) -> None:
+    several = _SPECS in info.metadata
+
     class Store(argparse.Action):
         def __call__(self, _: Any, namespace: argparse.Namespace, words: Any, option_string: str | None = None) -> None:
-            namespace.typed.values[dotted] = _value(info, words if isinstance(words, list) else [words])
+            before = namespace.typed.values.get(dotted) if several else None
+            namespace.typed.values[dotted] = _value(info, f"{before} {words}" if before else words)
             namespace.typed.spelling[dotted] = option_string or spellings[-1]
 
     if info.annotation is bool:
         parser.switches.update(spellings)
     text = f"{info.description}{f' (default: {default})' if default and 'default:' not in (info.description or '') else ''}"
-    several = {"nargs": "+"} if _SPECS in info.metadata else {}
     group.add_argument(
         *spellings,
         dest=argparse.SUPPRESS,
         action=Store,
         default=argparse.SUPPRESS,
         metavar=_metavar(info),
-        help=text.replace("%", "%%"),
-        **several,
+        help=(f"{text}; give the flag once for each" if several else text).replace("%", "%%"),
     )
 
 
-def _value(info: FieldInfo, words: Sequence[str]) -> Any:
+def _value(info: FieldInfo, text: str) -> Any:
     """What a field gets: text, except where pydantic takes none ('none', choices that are numbers, plain tuples)."""
-    text = " ".join(words)
     choices = {str(choice): choice for choice in _choices(info)}
     if text in choices:
         return choices[text]
@@ -285,5 +285,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         """'--lr, --train.lr X' instead of the value after each spelling."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
-        several = " ..." if action.nargs == "+" else ""
-        return f"{', '.join(action.option_strings)} {action.metavar or action.dest.upper()}{several}"
+        return f"{', '.join(action.option_strings)} {action.metavar or action.dest.upper()}"
+
+
+def in_a_group(flag: str) -> bool:
+    """Whether the launcher made this process; raises ConfigError where torchrun did, which does its own starting."""
+    from ddpm import distributed
+
+    size = distributed.described().size
+    if size > 1 and not distributed.launched():
+        raise ConfigError(f"{flag} cannot be had in a group that is there already (WORLD_SIZE={size}); leave it out.")
+    return distributed.launched()

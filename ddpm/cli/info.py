@@ -6,23 +6,26 @@ from ddpm.cli import flags
 
 EXAMPLES = (
     ("ddpm info runs/digits", "a run: its config, steps, checkpoints"),
-    ("ddpm info model.pt", "a file of another program: its format and network"),
+    ("ddpm info runs/digits/checkpoints/step-00001500", "one of its checkpoints"),
 )
 
 
 def run(argv: Sequence[str]) -> int:
     """Print what SOURCE is."""
-    source = parser().parse(argv).source
+    given = parser().parse(argv)
     from ddpm import runs
 
-    runs.info(source)
+    runs.info(given.source, **({"trust_code": True} if given.trust_code else {}))
     return 0
 
 
 def parser() -> flags.Parser:
     """Flags of the verb."""
     made = flags.Parser(
-        "info", "SOURCE [flags]", "Say what a run folder or a checkpoint is. Nothing in it is executed.", EXAMPLES
+        "info", "SOURCE [flags]", "Say what a run folder or a checkpoint is. No code it names is run.", EXAMPLES
     )
-    made.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint, or a file of another program")
+    made.add_argument("source", metavar="SOURCE", help="a run folder or a checkpoint")
+    made.own.add_argument(
+        "--trust-code", action="store_true", help="count parameters by building the network, running code it names"
+    )
     return made

@@ -1,7 +1,7 @@
 """`ddpm sample`: images from a run or a checkpoint, by `runs.sample`."""
 
-import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +39,15 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """Sample; the images depend on seeds alone, not on the number of processes."""
     options, processes = parse_sample(argv)
-    if processes > 1 and "RANK" not in os.environ:
+    if processes > 1 and not flags.in_a_group(f"--processes={processes}"):
         from ddpm.distributed import launch_processes
 
         return launch_processes(["sample", *flags.without(argv, "--processes")], processes)
     from ddpm import runs
+    from ddpm.runs.loading import trusting
 
-    runs.sample(**vars(options))
+    with trusting() if parser().parse(argv).trust_code else nullcontext():
+        runs.sample(**vars(options))
     return 0
 
 
@@ -79,7 +81,7 @@ def parser() -> flags.Parser:
     made = flags.Parser(
         "sample", "SOURCE [flags]", "Draw images. Image k depends on the model, the sampler and seed k alone.", EXAMPLES
     )
-    made.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint, or a file of another program")
+    made.add_argument("source", metavar="SOURCE", help="a run folder or a checkpoint")
     own, kept = made.own, "as the checkpoint has it"
     own.add_argument("--num-images", type=flags.whole(1), default=64, metavar="N", help="how many (default: 64)")
     flags.add_field(made, "seed", "--seed")
@@ -98,6 +100,9 @@ def parser() -> flags.Parser:
     own.add_argument("--npz", action="store_true", help="also write all images as one samples.npz")
     own.add_argument("--no-png", dest="png", action="store_false", help="no PNG for each image")
     own.add_argument("--no-gif", dest="gif", action="store_false", help="no GIF of the way from noise to image")
+    own.add_argument(
+        "--trust-code", action="store_true", help="run the code from outside ddpm (module:Class) that the run names"
+    )
     flags.add_field(made, "sample.chunk", "--chunk", kept)
     flags.add_field(made, "runtime.device", "--device")
     flags.add_field(made, "runtime.precision", "--precision")

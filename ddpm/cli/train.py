@@ -1,7 +1,6 @@
 """`ddpm train`: defaults < preset < --config FILE < flags, then `runs.train`."""
 
 import argparse
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -36,7 +35,14 @@ class TrainOptions:
 def run(argv: Sequence[str]) -> int:
     """Train; 0 when the last step is done, 75 when the run was stopped and saved."""
     settings, options = parse_train(argv)
-    if (options.processes > 1 or options.restarts) and "RANK" not in os.environ:
+    flag = (
+        f"--processes={options.processes}"
+        if options.processes > 1
+        else f"--restarts={options.restarts}"
+        if options.restarts
+        else ""
+    )
+    if flag and not flags.in_a_group(flag):
         return _launch(["train", *flags.without(argv, "--processes", "--restarts")], options)
     return start(settings, options)
 
@@ -166,10 +172,21 @@ def _preset(name: str) -> dict[str, object]:
             )
         if name.endswith((".yaml", ".yml", ".json")):
             raise ConfigError(f"{name!r} is not a preset; to start from a file: ddpm train --config {name}.")
+        if name.partition(":")[0] in _data_sets():
+            words = "folder --data.path FILE.npz" if name == "npz" else "digits"
+            raise ConfigError(
+                f"{name!r} is a data set, not a preset; to train on it: ddpm train {words} --data.dataset {name}."
+            )
         raise ConfigError(
             f"preset {name!r} is not known{nearest(name, presets.PRESETS)}; choose from {', '.join(presets.PRESETS)}."
         )
     return presets.preset(name)
+
+
+def _data_sets() -> list[str]:
+    from ddpm.data import Dataset
+
+    return Dataset.names()
 
 
 def _is_folder(name: str) -> bool:

@@ -52,23 +52,25 @@ class Cifar10(Dataset):
     def prepare(self, config: DataConfig, progress: Progress | None = None) -> ImageSet:
         names = _PARTS[config.split]
         found = _find(names, config.path)
+        notes: list[str] = []
         if found is None:
-            archive = download_place("cifar10", config.path) / _BINARY.archive
+            archive = download_place("cifar10", config.path, [_BINARY.archive]) / _BINARY.archive
             download(URL, archive, SHA256, SIZE, progress)
             found = archive, _BINARY
+            notes = [f"Downloaded to {archive.parent}."]
         source, version = found
         contents = _contents(source, version, names)
         parse = parse_binary if version is _BINARY else parse_python
         batches = [parse(contents[name], f"{source}: {name}") for name in names]
         images = np.concatenate([images for images, _ in batches])
         labels = np.concatenate([labels for _, labels in batches]).astype(np.int64)
-        return ImageSet("cifar10", images, labels, _CLASSES, notes=(f"Read from {source}.",))
+        return ImageSet("cifar10", images, labels, _CLASSES, notes=(*notes, f"Read from {source}."))
 
 
 def _find(names: Sequence[str], path: Path | None) -> tuple[Path, _Version] | None:
     """The first folder or archive that holds the batches: the binary version before the Python version."""
     usual = (Path("data"), Path("cifar_train"), Path("cifar_test"))  # where torchvision's users keep it
-    for place in [*places("cifar10", path), *usual]:
+    for place in [*places("cifar10", path), *(usual if path is None else ())]:
         for version in (_BINARY, _PYTHON):
             for folder in (place, place / version.folder):
                 if all((folder / f"{name}{version.suffix}").is_file() for name in names):

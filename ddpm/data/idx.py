@@ -40,11 +40,13 @@ class IdxFiles:
     alias: str = ""
 
     def load(self, config: DataConfig, progress: Progress | None) -> ImageSet:
-        """Read the split from the first place that has it, else download it; raises DataError."""
+        """Read the split from --data.path or the first place that has it, else download it; raises DataError."""
         wanted = [(f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in _PARTS[config.split]]
         folder = self._folder([name for pair in wanted for name in pair], config.path)
+        notes: list[str] = []
         if folder is None:
-            folder = download_place(self.name, config.path)
+            folder = download_place(self.name, config.path, self.sha256)
+            notes = [f"Downloaded to {folder}."]
             for name in [f"{name}.gz" for pair in wanted for name in pair]:
                 download(f"{self.url}/{name}", folder / name, self.sha256[name], progress=progress)
         pairs = [(_read(folder, images, 3), _read(folder, labels, 1)) for images, labels in wanted]
@@ -55,7 +57,7 @@ class IdxFiles:
                 )
         images = np.concatenate([pixels for pixels, _ in pairs])[:, None]
         labels = np.concatenate([targets for _, targets in pairs]).astype(np.int64)
-        return ImageSet(self.name, images, labels, self.classes, notes=(f"Read from {folder}.",))
+        return ImageSet(self.name, images, labels, self.classes, notes=(*notes, f"Read from {folder}."))
 
     def _folder(self, names: list[str], path: Path | None) -> Path | None:
         for place in places(self.name, path, *self.folders):

@@ -229,19 +229,10 @@ def _read(place: Path) -> ImageSet | None:
         labels = np.load(place / "labels.npy", allow_pickle=False) if meta["classes"] else None
         text = (place / "skipped.csv").read_text(encoding="utf-8")
         skipped = tuple(Skipped(path, reason) for path, reason in list(csv.reader(io.StringIO(text, newline="")))[1:])
-        notes = (*meta["notes"], *_about_skipped(place, skipped, len(images)), f"Prepared in {place}.")
+        notes = (*meta["notes"], f"Prepared in {place}.")
         return ImageSet("folder", images, labels, tuple(meta["classes"]), skipped, notes)
     except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error, DataError):
         return None
-
-
-def _about_skipped(place: Path, skipped: Sequence[Skipped], kept: int) -> list[str]:
-    if not skipped:
-        return []
-    first = f"{skipped[0].path} ({skipped[0].reason})"
-    return [
-        f"{len(skipped)} of {len(skipped) + kept} images are left out, such as {first}; {place / 'skipped.csv'} lists them."
-    ]
 
 
 def _silent(done: int, total: int) -> None:

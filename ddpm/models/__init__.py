@@ -58,4 +58,7 @@ def _network_class(name: str) -> Any:
         raise ConfigError(
             f"--model.network={name} is not known{nearest(name, NETWORKS)}; choose from {', '.join(NETWORKS)}, or package.module:Class."
         )
-    return import_object(name, "--model.network")
+    found = import_object(name, "--model.network")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"--model.network={name} is no network: name a class derived from torch.nn.Module.")
+    return found

@@ -75,12 +75,13 @@ class GaussianDiffusion(nn.Module):
             level: levels (B,) or ().
             condition: (B,) int64 labels, -1 for no label; None means no label for all.
 
-        Raises ConfigError: no labels, and the model never trained without.
+        Raises ConfigError: no labels, and the model never trained without. (A -1 among labels on an accelerator is not
+        looked for, as that would wait for the device.)
         """
+        if self.num_classes and not self.label_drop and _lacks_labels(condition):
+            raise ConfigError("this model was trained with --diffusion.label-drop=0, so it needs labels.")
         network_input, noise_label = self.objective.condition(x_t, level)
         if self.num_classes and condition is None:
-            if not self.label_drop:
-                raise ConfigError("this model was trained with --diffusion.label-drop=0, so it needs labels.")
             condition = torch.full((x_t.shape[0],), NO_LABEL, device=x_t.device)
         output = self.network(network_input, noise_label, condition if self.num_classes else None).to(x_t.dtype)
         found = self.objective.to_prediction(output, x_t, level, self.schedule)
@@ -117,3 +118,7 @@ class GaussianDiffusion(nn.Module):
             if self.label_drop
             else labels
         )
+
+
+def _lacks_labels(condition: Tensor | None) -> bool:
+    return condition is None or (condition.device.type == "cpu" and bool((condition < 0).any()))

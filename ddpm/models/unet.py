@@ -42,12 +42,25 @@ def sinusoids(t: Tensor, dim: int, layout: str = "sin-cos", exponent: str = "hal
 def make_norm(config: ModelConfig, channels: int) -> nn.Module:
     """The configured normalisation; group norm falls back to as many groups as divide the channels."""
     if config.norm == "group":
-        return nn.GroupNorm(math.gcd(config.norm_groups, channels), channels, eps=config.norm_eps)
+        return _group_norm(config, math.gcd(config.norm_groups, channels), channels)
     if config.norm == "instance":
         return nn.InstanceNorm2d(channels, eps=config.norm_eps)
     if config.norm == "batch":
         return nn.BatchNorm2d(channels, eps=config.norm_eps)
     return nn.Identity()
+
+
+def make_shifted_norm(config: ModelConfig, channels: int) -> nn.Module:
+    """The norm over an added embedding: group norm has at least two channels a group, since a group of one takes out
+    whatever constant was added to it."""
+    groups = math.gcd(config.norm_groups, channels)
+    if config.norm != "group" or groups < channels:
+        return make_norm(config, channels)
+    return _group_norm(config, max(d for d in range(1, channels // 2 + 1) if channels % d == 0), channels)
+
+
+def _group_norm(config: ModelConfig, groups: int, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=config.norm_eps)
 
 
 class Downsample(nn.Module):
@@ -109,6 +122,10 @@ class ResBlock(nn.Module):
     """norm, activation, convolution, embeddings, norm, activation, dropout, convolution; then attention where asked.
 
     resample: "down" or "up" makes the block halve or double its input, as in guided diffusion (Dhariwal & Nichol 2021).
+
+    Instance norm subtracts each channel's mean, and with it an embedding added before: there the embedding is added
+    after the second norm, where other implementations that offer instance norm add it before and lose it. Group norm
+    with as many groups as channels would do the same, so the second norm then has fewer groups (`make_shifted_norm`).
     """
 
     def __init__(
@@ -125,11 +142,12 @@ class ResBlock(nn.Module):
         self.activation = _ACTIVATIONS[config.activation]
         self.dropout, self.dropout_purpose = config.dropout, f"dropout/{index}"
         self.scale_shift, self.resample = config.scale_shift, resample
+        self.shift_last = config.norm == "instance"
         self.norm1 = make_norm(config, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim(config), out_channels * (2 if config.scale_shift else 1))
         self.label = nn.Embedding(num_labels, out_channels) if config.conditioning == "block" and num_labels else None
-        self.norm2 = make_norm(config, out_channels)
+        self.norm2 = (make_norm if config.scale_shift else make_shifted_norm)(config, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.attention = Attention(config, out_channels) if attention else nn.Identity()
@@ -148,7 +166,7 @@ class ResBlock(nn.Module):
             if self.label is not None:
                 assert labels is not None
                 shift = shift + self.label(labels)[:, :, None, None]
-            h = self.norm2(h + shift)
+            h = self.norm2(h) + shift if self.shift_last else self.norm2(h + shift)
         h = self._drop(self.activation(h), stream)
         return self.attention(self.skip(x) + self.conv2(h))  # type: ignore[no-any-return]
 
@@ -316,6 +334,10 @@ def initialise(network: nn.Module, how: str) -> None:
 
 def _check(config: ModelConfig) -> None:
     levels = len(config.channel_mults)
+    if config.channels < 2:
+        raise ConfigError(
+            f"--model.channels={config.channels} is too few: the sinusoids of the noise level need at least 2."
+        )
     if wrong := [level for level in config.attention if level >= levels]:
         raise ConfigError(
             f"--model.attention={wrong[0]} is no level: --model.channel-mults makes levels 0 to {levels - 1}."

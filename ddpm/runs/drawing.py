@@ -4,7 +4,12 @@ import csv
 import hashlib
 import io
 import json
+import math
+import operator
+import os
+import re
 import time
+import uuid
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +20,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm import console, distributed, files, images, rundir, runtime, sampling
+from ddpm import config, console, distributed, files, images, rundir, runtime, sampling
 from ddpm.distributed import World
 from ddpm.errors import ConfigError, DataError
-from ddpm.models import GaussianDiffusion
+from ddpm.models import NO_LABEL, GaussianDiffusion
 from ddpm.runs.loading import Model, load
 from ddpm.samplers import Sampler, Thresholding
 
 Pixels = NDArray[np.uint8]
+Labels = Sequence[str | int] | NDArray[Any] | torch.Tensor
 SHOWN = 100
 """Images in grid.png, at most."""
+LOCK = ".lock"
+"""Held in the folder by who changes files that several calls share."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ def sample(
     *,
     num_images: int = 64,
     seed: int = 0,
-    labels: Sequence[str] | None = None,
+    labels: Labels | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
     thresholding: str | None = None,
@@ -59,32 +67,29 @@ def sample(
     """Draw the images of seeds `seed` to `seed + num_images - 1` into a folder.
 
     Writes {seed:06d}.png (png), images.csv (labels), grid.png, trajectory.gif (gif), samples.npz with arr_0 (N, H, W, C)
-    uint8 and arr_1 labels (npz), and recipe.json. What is not given is as the run recommends. A folder
-    that holds images of another recipe is refused.
+    uint8, arr_1 labels and seeds (N,) int64 (npz), and recipe.json. What is not given is as the run recommends. A folder
+    that holds images of another recipe is refused; in one that was begun with other seeds, grid, trajectory and samples
+    are named by their seeds, such as grid-000064-000127.png. Several calls may write into one folder.
 
     Raises ConfigError, DataError, CheckpointError.
     """
     with distributed.join() as world:
         say = console.Console(quiet=quiet or not world.is_main)
         model = load(source, ema, say.warn if world.is_main else lambda text: None)
-        machine = runtime.resolve(device, precision, processes=world.size, local_rank=world.local_rank)
+        machine = _machine(device, precision, world)
         recipe = Recipe.of(model, machine, sampler, guidance, thresholding, chunk, labels)
-        sampling.check_request(model.diffusion, recipe.labels, recipe.guidance)
         recipe.sampler.path(model.diffusion.schedule)
-        seeds = range(seed, seed + num_images)
-        if seeds.stop > 2**63 - recipe.chunk:
-            raise ConfigError(f"--seed={seed}: seeds end at 2^63, so {num_images} images need a lower one.")
+        seeds = _seeds(seed, num_images)
         written = recipe.written(model)
-        target = out or _default_folder(model, written)
-        if world.is_main:
-            _claim(target, written)
-        world.barrier()
+        target = Path(out or _default_folder(model, written))
+        suffix = str(world.broadcast(_claim(target, written, seeds) if world.is_main else None))
         start = time.perf_counter()
         say.info(f"{model.source} ({model.weights}): {num_images} images by {recipe.sampler.spec}.")
         machine.place(model.diffusion)
-        _draw_all(model, recipe, machine, seeds, target, world, say, png=png, npz=npz, gif=gif)
+        _draw_all(model, recipe, machine, seeds, target, suffix, world, say, png=png, npz=npz, gif=gif)
         seconds = time.perf_counter() - start
-        say.info(f"{target}: {num_images} images in {console.human_duration(seconds)}; look at {target / 'grid.png'}.")
+        shown = target / f"grid{suffix}.png"
+        say.info(f"{target}: {num_images} images in {console.human_duration(seconds)}; look at {shown}.")
         return SampleResult(target, num_images, written, seconds)
 
 
@@ -109,15 +114,20 @@ class Recipe:
         guidance: float | None,
         thresholding: str | None,
         chunk: int | None,
-        labels: Sequence[str | int] | None,
+        labels: Labels | None,
     ) -> "Recipe":
         """What was asked, filled up with what the model's run recommends; raises ConfigError."""
         advice = model.config.sample
+        chunk = advice.chunk if chunk is None else chunk
+        sampling.check_chunk(chunk)
+        numbers = class_indices(labels, model.classes)
+        guidance = advice.guidance if guidance is None else guidance
+        sampling.check_request(model.diffusion, numbers, guidance)
         return cls(
             Sampler.parse(sampler or advice.sampler),
-            advice.guidance if guidance is None else guidance,
-            tuple(class_index(str(label), model.classes) for label in labels or ()),
-            chunk or advice.chunk,
+            float(guidance),
+            numbers,
+            int(chunk),
             Thresholding.parse(model.diffusion.thresholding if thresholding in (None, "model") else thresholding),
             machine.precision,
             machine.device.type,
@@ -139,16 +149,61 @@ class Recipe:
         }
 
 
-def class_index(label: str, classes: Sequence[str]) -> int:
-    """A class by name or number; raises ConfigError."""
-    if label in classes:
-        return list(classes).index(label)
+def class_indices(labels: Labels | None, classes: Sequence[str]) -> tuple[int, ...]:
+    """Classes by name or number, from any list of them; raises ConfigError."""
+    given = labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else () if labels is None else labels
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigError(f"labels={given!r} is wrong: give a list of classes, such as labels=[{given!r}].")
+    return tuple(class_index(label, classes) for label in given)
+
+
+def class_index(label: str | int, classes: Sequence[str]) -> int:
+    """One class: an integer is its number; a text its name, "#" and its number, or its number alone; raises ConfigError.
+
+    A number alone that is the name of another class is refused.
+    """
+    if isinstance(label, str):
+        return _index_of_text(label, list(classes))
     try:
-        return int(label)
-    except ValueError:
+        if isinstance(label, bool):
+            raise TypeError
+        return operator.index(label)
+    except TypeError:
+        raise ConfigError(f"labels: {label!r} is no class; give numbers or names.") from None
+
+
+def _index_of_text(label: str, classes: list[str]) -> int:
+    number = re.fullmatch(r"(#?)(-?[0-9]{1,9})", label)
+    if number and number[1]:
+        return int(number[2])
+    if label not in classes:
+        if number:
+            return int(number[2])
         raise ConfigError(
             f"--labels: {label!r} is no class of this model; its classes: {', '.join(classes) or 'none'}."
-        ) from None
+        )
+    named = classes.index(label)
+    if number and named != int(number[2]) and NO_LABEL <= int(number[2]) < len(classes):
+        raise ConfigError(
+            f"--labels: {label} is the name of class {named} and the number of another; "
+            f"write '#{named}' for the class of that name, '#{number[2]}' for the other."
+        )
+    return named
+
+
+def _seeds(first: int, num_images: int) -> range:
+    if num_images < 1:
+        raise ConfigError(f"--num-images={num_images} is wrong: it must be at least 1.")
+    if first < 0:
+        raise ConfigError(f"--seed={first} is wrong: it must be at least 0.")
+    if first + num_images > sampling.SEEDS_END:
+        raise ConfigError(f"--seed={first}: seeds end at 2^62, so {num_images} images need a lower one.")
+    return range(first, first + num_images)
+
+
+def _machine(device: str, precision: str, world: World) -> runtime.Runtime:
+    wanted = config.build({"runtime": {"device": device, "precision": precision}}, "sample").runtime
+    return runtime.resolve(wanted.device, wanted.precision, processes=world.size, local_rank=world.local_rank)
 
 
 def _default_folder(model: Model, recipe: dict[str, Any]) -> Path:
@@ -158,21 +213,35 @@ def _default_folder(model: Model, recipe: dict[str, Any]) -> Path:
     return home / "samples" / f"{recipe['sampler'].partition(':')[0]}-{model.step:08d}-{digest}"
 
 
-def _claim(target: Path, recipe: dict[str, Any]) -> None:
-    """Make the folder ours: new, or holding images of this very recipe."""
+def _claim(target: Path, recipe: dict[str, Any], seeds: range) -> str:
+    """Make the folder ours: new, or holding images of this very recipe; the suffix of files of these seeds together."""
+    _read_claim(target, recipe)
+    mine = [seeds.start, seeds.stop]
+    with files.Lock(target / LOCK, wait=True):
+        held = _read_claim(target, recipe)
+        if held is None:
+            rundir.write_json(target / "recipe.json", {**recipe, "seeds": mine})
+    return "" if held is None or held.get("seeds") == mine else f"-{seeds[0]:06d}-{seeds[-1]:06d}"
+
+
+def _read_claim(target: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """recipe.json, None in a new folder; raises DataError where the folder is not to be used."""
     path = target / "recipe.json"
     try:
         held = rundir.read_json(path) if path.exists() else None
-        if held is None and target.is_dir() and any(target.iterdir()):
+        if held is None and target.is_dir() and any(inside.name != LOCK for inside in target.iterdir()):
             raise DataError(
                 f"--out {target}: is not empty and was not written by `ddpm sample`; choose another folder."
             )
     except OSError as error:
         raise DataError(f"--out {target}: cannot be used ({files.reason(error)}); choose another place.") from None
-    if held is not None and held != recipe:
+    if held is None:
+        return None
+    same = isinstance(held, dict) and {**recipe, "seeds": None} == {**held, "seeds": None}
+    if not same:
         differs = next((key for key in recipe if not isinstance(held, dict) or held.get(key) != recipe[key]), "it")
         raise DataError(f"--out {target}: holds images of another recipe ({differs} differs); choose another folder.")
-    rundir.write_json(path, recipe)
+    return dict(held)
 
 
 def _draw_all(
@@ -181,6 +250,7 @@ def _draw_all(
     machine: runtime.Runtime,
     seeds: range,
     target: Path,
+    suffix: str,
     world: World,
     say: console.Console,
     *,
@@ -189,7 +259,7 @@ def _draw_all(
     gif: bool,
 ) -> None:
     kept = len(seeds) if npz else min(len(seeds), SHOWN)
-    with _Pool(target / ".pool.npy", (kept, *model.diffusion.shape), world) as pool:
+    with _Pool(target, (kept, *model.diffusion.shape), world) as pool:
         steps = recipe.sampler.count(model.diffusion.schedule)
         recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
         with say.progress("sampling", len(seeds), "images") as bar:
@@ -200,18 +270,20 @@ def _draw_all(
                     if seed - seeds[0] < kept:
                         pool.array[seed - seeds[0]] = image
                 if recorder is not None:
-                    recorder.close(target / "trajectory.gif")
+                    recorder.close(target / f"trajectory{suffix}.gif")
                 bar.advance(len(part.seeds) * world.size)
         cycle = np.array(recipe.labels or range(model.diffusion.num_classes) or [0])
         labels = cycle[np.asarray(seeds) % len(cycle)]
         pool.sync()
         if world.is_main:
-            if model.diffusion.num_classes:
-                _write_table(target, seeds, labels, model.classes)
             columns = len(cycle) if 1 < len(cycle) <= 20 else None
-            images.save_png(target / "grid.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
-            if npz:
-                _write_npz(target / "samples.npz", pool.array, labels if model.diffusion.num_classes else None)
+            with files.Lock(target / LOCK, wait=True):
+                if model.diffusion.num_classes:
+                    _write_table(target, seeds, labels, model.classes)
+                images.save_png(target / f"grid{suffix}.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
+                if npz:
+                    of_image = {"arr_1": labels} if model.diffusion.num_classes else {}
+                    _write_npz(target / f"samples{suffix}.npz", pool.array, {**of_image, "seeds": np.asarray(seeds)})
 
 
 def _parts(
@@ -237,18 +309,26 @@ def _parts(
 
 
 class _Pool:
-    """Images that processes on one file system put together, memory-mapped so that their number costs no memory."""
+    """Images that processes on one file system put together, memory-mapped so that their number costs no memory.
 
-    def __init__(self, path: Path, shape: tuple[int, ...], world: World) -> None:
-        self.path, self.world = path, world
+    The file has a name of its own in every call, and its space is reserved before it is mapped: a write into a map for
+    which the disk has no room would end the process.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], world: World) -> None:
+        self.path = folder / str(world.broadcast(f".pool-{uuid.uuid4().hex}.npy"))
+        self.world = world
         try:
             if world.is_main:
-                np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+                _reserve(self.path, shape)
             world.barrier()
-            self.array: Pixels = np.lib.format.open_memmap(path, "r+")
+            self.array: Pixels = np.lib.format.open_memmap(self.path, "r+")
         except OSError as error:
-            path.unlink(missing_ok=True)
-            raise DataError(f"cannot write {path}: {files.reason(error)}; choose another --out.") from None
+            self.__exit__()
+            raise DataError(f"cannot write {self.path}: {files.reason(error)}; choose another --out.") from None
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +342,18 @@ class _Pool:
         """Wait until every process has written its part."""
         self.array.flush()  # type: ignore[attr-defined]
         self.world.barrier()
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """An array file of zeros, uint8, whose space on the disk is taken."""
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), file.tell(), math.prod(shape))
+        else:
+            for _ in range(shape[0]):
+                file.write(bytes(math.prod(shape[1:])))
 
 
 class _Trajectory:
@@ -298,8 +390,8 @@ def _write_table(target: Path, seeds: range, labels: NDArray[np.int64], classes:
     files.write_text(path, table.getvalue())
 
 
-def _write_npz(path: Path, pool: Pixels, labels: NDArray[np.int64] | None) -> None:
-    """arr_0 (N, H, W, C) uint8 and arr_1 labels, streamed a block at a time."""
+def _write_npz(path: Path, pool: Pixels, others: dict[str, NDArray[np.int64]]) -> None:
+    """arr_0 (N, H, W, C) uint8, streamed a block at a time, and other arrays of N numbers."""
     n, channels, height, width = pool.shape
     with (
         files.atomic_path(path) as temporary,
@@ -310,16 +402,16 @@ def _write_npz(path: Path, pool: Pixels, labels: NDArray[np.int64] | None) -> No
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, n, 1000):
                 file.write(np.ascontiguousarray(pool[start : start + 1000].transpose(0, 2, 3, 1)).tobytes())
-        if labels is not None:
-            with archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, labels)
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
 
 
 def draw_images(
     model: Model | str | Path,
-    seeds: Sequence[int] = range(16),
+    seeds: Sequence[int] | NDArray[Any] | torch.Tensor = range(16),
     *,
-    labels: Sequence[int | str] = (),
+    labels: Labels = (),
     sampler: str | Sampler | None = None,
     guidance: float | None = None,
     chunk: int | None = None,
@@ -330,17 +422,21 @@ def draw_images(
 
     Args:
         model: from `ddpm.load`, or a path that it takes.
-        seeds: which images; non-negative.
-        labels: classes by number or name, in turn by seed (image k has labels[k mod len]); empty: every class in turn.
+        seeds: which images; whole numbers from 0 to 2^62 - 1, at least one.
+        labels: classes, in turn by seed (image k has labels[k mod len]), integers by number and texts as `class_index`
+            reads them; -1 is no label; empty: every class in turn.
         sampler, guidance, chunk: what is not given is as the model's run recommends.
         device, precision: the machine.
 
     Raises ConfigError, CheckpointError.
     """
+    wanted = sampling.seed_array(seeds).tolist()
+    if not wanted:
+        raise ConfigError("seeds: is empty; give at least one seed, such as seeds=[0].")
+    machine = _machine(device, precision, World())
     held = model if isinstance(model, Model) else load(model)
-    machine = runtime.resolve(device, precision)
-    machine.place(held.diffusion)
     recipe = Recipe.of(held, machine, sampler, guidance, None, chunk, labels)
-    parts = _parts(held.diffusion, recipe, machine, seeds, World())
+    machine.place(held.diffusion)
+    parts = _parts(held.diffusion, recipe, machine, wanted, World())
     by_seed = {int(seed): image for part in parts for seed, image in zip(part.seeds, part.images, strict=True)}
-    return np.stack([by_seed[int(seed)] for seed in seeds])
+    return np.stack([by_seed[seed] for seed in wanted])

@@ -1,6 +1,8 @@
 """Trained models from run folders and checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,10 @@ from ddpm.config import RunConfig
 from ddpm.console import Console
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.models import GaussianDiffusion, build_diffusion
+from ddpm.registry import outside_code
 from ddpm.training.trainer import load_weights
+
+_TRUSTING = ContextVar("trusting", default=False)
 
 
 @dataclass(frozen=True)
@@ -28,19 +33,38 @@ class Model:
     source: Path
 
 
-def load(source: str | Path, ema: str | None = None, warn: Callable[[str], None] | None = None) -> Model:
+@contextmanager
+def trusting() -> Iterator[None]:
+    """Within it, `load` imports what checkpoints name, as with trust_code=True."""
+    token = _TRUSTING.set(True)
+    try:
+        yield
+    finally:
+        _TRUSTING.reset(token)
+
+
+def load(
+    source: str | Path,
+    ema: str | None = None,
+    warn: Callable[[str], None] | None = None,
+    trust_code: bool = False,
+) -> Model:
     """A trained model from a run folder or a checkpoint folder.
 
     Args:
         source: runs/NAME, or runs/NAME/checkpoints/step-N.
         ema: which moving average's weights, by name ("0.999"); None: the run's first; "none": the raw weights.
         warn: told of damaged checkpoints that were passed over; default: a line on standard error.
+        trust_code: import the classes from outside the package (`module:Class`) that the run's config names; importing
+            runs their code.
 
-    Raises CheckpointError (missing, damaged), ConfigError (no such average).
+    Raises CheckpointError (missing, damaged), ConfigError (no such average; outside code that is not trusted).
     """
     found = find_checkpoint(Path(source), warn or Console().warn)
     weights = _weights_name(found, ema)
     settings = found.config()
+    if not (trust_code or _TRUSTING.get()):
+        _refuse_outside_code(settings, found.path)
     shape = found.state["shape"]
     model = build_diffusion(
         settings.model, settings.diffusion, (shape[0], shape[1], shape[2]), len(found.state["classes"])
@@ -48,6 +72,20 @@ def load(source: str | Path, ema: str | None = None, warn: Callable[[str], None]
     load_weights(model, found.tensors(weights))
     model.eval().requires_grad_(False)
     return Model(model, settings, tuple(found.state["classes"]), found.step, weights, found.path)
+
+
+def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
+    """Raise ConfigError where building from the config would import code that does not belong to the package."""
+    network, diffusion = settings.model.network, settings.diffusion
+    specs = [diffusion.schedule, diffusion.objective, diffusion.thresholding, settings.sample.sampler]
+    specs += [settings.data.dataset, *settings.train.ema]
+    named = [network] if ":" in network else []
+    named += [name for spec in specs for name in outside_code(spec)]
+    if named:
+        raise ConfigError(
+            f"{path}: its config names code from outside ddpm, {named[0]}, and loading it would run that code; "
+            f"if you trust it, pass --trust-code (from Python trust_code=True)."
+        )
 
 
 def _weights_name(found: checkpoint.Checkpoint, ema: str | None) -> str:

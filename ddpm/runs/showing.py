@@ -61,14 +61,18 @@ def contact_sheet(data: ImageSet) -> images.Pixels:
     return images.grid(np.stack(rows), PER_CLASS)
 
 
-def info(source: str | Path) -> None:
-    """Print what a run folder or a checkpoint is. Raises CheckpointError."""
+def info(source: str | Path, trust_code: bool = False) -> None:
+    """Print what a run folder or a checkpoint is; builds and imports nothing unless `trust_code` is given.
+
+    trust_code: count the parameters on the network itself, importing what the config names, and not in the file.
+
+    Raises CheckpointError; ConfigError with `trust_code`, where the outside code cannot be imported.
+    """
     say = Console()
     found = find_checkpoint(Path(source), say.warn)
     settings = found.config()
     shape = tuple(found.state["shape"])
-    model = build_diffusion(settings.model, settings.diffusion, shape, len(found.state["classes"]))
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = _count_built(found) if trust_code else found.parameters()
     run = RunDir(found.path.parent.parent)
     rows = [
         ("checkpoint", str(found.path)),
@@ -89,3 +93,9 @@ def info(source: str | Path) -> None:
         ("field", "value"),
         [(name, str(value)) for name, value in flatten(settings.model_dump(mode="json")).items()],
     )
+
+
+def _count_built(found: checkpoint.Checkpoint) -> int:
+    settings, shape = found.config(), tuple(found.state["shape"])
+    model = build_diffusion(settings.model, settings.diffusion, shape, len(found.state["classes"]))
+    return sum(p.numel() for p in model.parameters())

@@ -61,7 +61,7 @@ def train(
     """
     with distributed.join() as world:
         run = RunDir(Path(run_dir))
-        settings = _keep_resolved(settings, run)
+        settings = _keep_resolved(_absolute(settings), run)
         machine = runtime.resolve(**settings.runtime.model_dump(), processes=world.size, local_rank=world.local_rank)
         say = console.Console(quiet=not world.is_main)
         check_names(settings.logging.sinks)
@@ -74,6 +74,10 @@ def train(
                 "--diffusion.thresholding=model is what samplers say; choose the model's own: clip or none."
             )
         parse_decays(settings.train.ema)
+        if settings.model.norm == "batch" and (world.size > 1 or settings.train.micro_batch is not None):
+            raise ConfigError(
+                "--model.norm=batch sees only its own part of a batch: use one process and no --train.micro-batch, or another norm."
+            )
         sampling.check_request(model, (), settings.sample.guidance)
         if dry_run:
             planning.show(planning.plan(settings, model, data, machine, world), settings, run.path, say)
@@ -92,15 +96,21 @@ def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
 
 def _resolved(settings: RunConfig, machine: Runtime, data: ImageSet) -> RunConfig:
     """The config with what was left to the machine and to the data filled in, so that a resume does not guess again."""
-    paths = {name: path.absolute() for name in ("path", "labels") if (path := getattr(settings.data, name)) is not None}
-    found: dict[str, Any] = {
-        "runtime": settings.runtime.model_copy(update={"precision": machine.precision}),
-        "data": settings.data.model_copy(update=paths),
-    }
+    found: dict[str, Any] = {"runtime": settings.runtime.model_copy(update={"precision": machine.precision})}
     if settings.model.conditioning == "auto":
         conditioning = "global" if data.num_classes else "none"
         found["model"] = settings.model.model_copy(update={"conditioning": conditioning})
-    return settings.model_copy(update=found)
+    settings = settings.model_copy(update=found)
+    if settings.model.conditioning == "none" or not settings.diffusion.label_drop:  # nothing to guide by
+        return settings.model_copy(update={"sample": settings.sample.model_copy(update={"guidance": 1.0})})
+    return settings
+
+
+def _absolute(settings: RunConfig) -> RunConfig:
+    """Paths that hold wherever the command is next given."""
+    given = {name: getattr(settings.data, name) for name in ("path", "labels")}
+    paths = {name: path.expanduser().absolute() for name, path in given.items() if path is not None}
+    return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
 
 def _load_data(settings: DataConfig, say: console.Console) -> ImageSet:
@@ -110,7 +120,8 @@ def _load_data(settings: DataConfig, say: console.Console) -> ImageSet:
         say.info(note)
     if data.skipped:
         first = data.skipped[0]
-        say.warn(f"{len(data.skipped)} of the images left out, the first: {first.path} ({first.reason}).")
+        if not say.quiet:
+            say.warn(f"{len(data.skipped)} of the images left out, the first: {first.path} ({first.reason}).")
     return data
 
 
@@ -139,13 +150,13 @@ def _train(
                 with suppress(DataError):  # a full disk is what is warned of
                     run.event("warned", text=text)
 
-        found = _find_checkpoint(run, resume, data, warn) if world.is_main else None
+        found = _find_checkpoint(run, resume, settings, data, warn) if world.is_main else None
         path = world.broadcast(None if found is None else found.path)
         if found is None and isinstance(path, Path):
             found = checkpoint.load(path)
         if found is not None and found.step >= settings.train.steps:
             say.info(
-                f"{run.path}: already trained to step {found.step}; raise --steps to go on, or `ddpm sample {run.path}`."
+                f"{found.path}: is at step {found.step} already; raise --steps to go on, or draw: ddpm sample {found.path}"
             )
             return TrainResult(run.path, found.step, stopped=False)
 
@@ -159,13 +170,13 @@ def _train(
         )
         listeners: list[Listener] = [display.update]
         metrics = Metrics(run.metrics if world.is_main else None, settings.train.log_every, listeners)
-        saver = Checkpoints(run, settings, _facts(data), metrics, warn)
+        saver = Checkpoints(run, settings, _facts(data, machine), metrics, warn)
         if found is not None:
             saver.restore(trainer, found)
             if not world.is_main:
                 metrics.sums.zero_()
         if world.is_main:
-            _record_start(settings, run, data, machine, found, say, warn)
+            _record_start(settings, run, data, machine, found, trainer, say, warn)
         sinks = _sinks(settings, run, warn) if world.is_main else SinkGroup({}, warn)
         stack.callback(sinks.close)
         listeners.append(lambda record: sinks.log(int(record["step"]), record))
@@ -208,7 +219,7 @@ def _check_folder(settings: RunConfig, run: RunDir, resume: str) -> None:
 
 
 def _find_checkpoint(
-    run: RunDir, resume: str, data: ImageSet, warn: Callable[[str], None]
+    run: RunDir, resume: str, settings: RunConfig, data: ImageSet, warn: Callable[[str], None]
 ) -> checkpoint.Checkpoint | None:
     """Where to go on from: the run's newest whole checkpoint, the one that was named, or none."""
     standing = checkpoint.listing(run.checkpoints)
@@ -218,7 +229,7 @@ def _find_checkpoint(
             f"{run.checkpoints}: none of its {len(standing)} checkpoints is whole; choose another --name to start anew."
         )
     if resume not in ("auto", "never", "must") and found is None:
-        found = find_checkpoint(Path(resume), warn)
+        return _other_run(find_checkpoint(Path(resume), warn), settings, data, warn)
     if found is None and resume == "must":
         raise CheckpointError(f"--resume must: {run.path} holds no checkpoint.")
     if found is not None and found.state["data"]["fingerprint"] != data.fingerprint:
@@ -228,8 +239,21 @@ def _find_checkpoint(
     return found
 
 
-def _facts(data: ImageSet) -> dict[str, Any]:
+def _other_run(
+    found: checkpoint.Checkpoint, settings: RunConfig, data: ImageSet, warn: Callable[[str], None]
+) -> checkpoint.Checkpoint:
+    """Another run's checkpoint to start from: its network and diffusion must be these; its images need not."""
+    for name, (before, after) in config.differences(found.config(), settings).items():
+        if name.startswith(("model.", "diffusion.")):
+            raise ConfigError(f"--resume {found.path}: was trained with {name}={before}, not {after}; use the same.")
+    if found.state["data"]["fingerprint"] != data.fingerprint:
+        warn(f"{found.path} was trained on other images; going on with {data.name!r}.")
+    return found
+
+
+def _facts(data: ImageSet, machine: Runtime) -> dict[str, Any]:
     return {
+        "machine": runtime.describe(machine),
         "shape": list(data.shape),
         "classes": list(data.classes),
         "data": {"name": data.name, "images": len(data), "fingerprint": data.fingerprint},
@@ -242,6 +266,7 @@ def _record_start(
     data: ImageSet,
     machine: Runtime,
     found: checkpoint.Checkpoint | None,
+    trainer: Trainer,
     say: console.Console,
     warn: Callable[[str], None],
 ) -> None:
@@ -260,10 +285,13 @@ def _record_start(
         return
     run.event("resumed", step=found.step, checkpoint=found.path.name, environment=facts)
     say.info(f"{run.path}: going on from step {found.step}.")
-    if found.state["threads"] != machine.threads:
-        warn(
-            f"{machine.threads} threads now, {found.state['threads']} before: the run goes on, but not bit for bit (--runtime.threads)."
-        )
+    before = {**found.state["machine"], **{key: found.state[key] for key in ("processes", "micro_batch")}}
+    present = {**runtime.describe(machine), "processes": trainer.world.size, "micro_batch": trainer.micro_batch}
+    changed = [
+        f"{key} {before.get(key)} before, {value} now" for key, value in present.items() if before.get(key) != value
+    ]
+    if changed:
+        warn(f"{'; '.join(changed)}: the run goes on, but not bit for bit.")
 
 
 def _sinks(settings: RunConfig, run: RunDir, warn: Callable[[str], None]) -> SinkGroup:
@@ -277,8 +305,13 @@ def _sinks(settings: RunConfig, run: RunDir, warn: Callable[[str], None]) -> Sin
     )
 
 
+class _StoppedError(Exception):
+    """A stop was asked for while a preview was drawn."""
+
+
 class Preview:
-    """Draws samples/step-N.png from the first moving average and fixed seeds; training does not notice."""
+    """Draws samples/step-N.png from the first moving average and fixed seeds; training does not notice, and a stop
+    does not wait for it."""
 
     def __init__(self, settings: RunConfig, run: RunDir, sinks: SinkGroup) -> None:
         self.settings, self.run, self.sinks = settings, run, sinks
@@ -290,21 +323,29 @@ class Preview:
         if self._model is None:
             self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
         load_weights(self._model, trainer.emas[0].state() if trainer.emas else trainer.module.state_dict())
-        grid = self._grid(self._model, trainer.runtime)
+        try:
+            grid = self._grid(self._model, trainer)
+        except _StoppedError:
+            return
         images.save_png(self.run.samples / f"step-{trainer.step:08d}.png", grid)
         self.sinks.image(trainer.step, "samples", grid)
 
-    def _grid(self, model: GaussianDiffusion, machine: Runtime) -> Any:
+    def _grid(self, model: GaussianDiffusion, trainer: Trainer) -> Any:
         import numpy as np
+
+        def on_step(*_: Any) -> None:
+            if trainer.should_stop():
+                raise _StoppedError
 
         sample, count = self.settings.sample, self.settings.train.preview_images
         drawn = sampling.generate(
             model,
             Sampler.parse(sample.sampler),
-            machine,
+            trainer.runtime,
             seeds=range(count),
             guidance=sample.guidance,
             chunk=sample.chunk,
+            on_step=on_step,
         )
         return images.grid(np.concatenate([part.images for part in drawn]))
 

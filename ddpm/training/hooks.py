@@ -1,6 +1,5 @@
 """What happens beside the optimizer: metrics lines, checkpoints, and anything that runs every so many steps."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ import torch
 from ddpm import checkpoint
 from ddpm.config import RunConfig
 from ddpm.errors import DataError
+from ddpm.files import sync
 from ddpm.rundir import RunDir, append_jsonl, read_json
 from ddpm.training.trainer import StepResult, Trainer
 
@@ -33,12 +33,11 @@ class Metrics:
     def __init__(self, path: Path | None, every: int, listeners: Sequence[Listener]) -> None:
         self.path, self.every, self.listeners = path, every, listeners
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps
-        self._mark = (time.perf_counter(), -1)
+        self._seconds, self._steps = 0.0, 0
 
     def after(self, trainer: Trainer, result: StepResult) -> None:
         """Take the step in; write a line where one is due."""
-        if self._mark[1] < 0:
-            self._mark = (self._mark[0], result.step - 1)
+        self._seconds, self._steps = self._seconds + result.seconds, self._steps + 1
         if not result.skipped:
             self.sums += torch.tensor([result.loss, result.grad_norm, 1.0], dtype=torch.float64)
         if result.step % self.every == 0 or result.step == trainer.config.steps:
@@ -52,11 +51,10 @@ class Metrics:
         record["lr"] = result.lr
         if trainer.skipped:
             record["skipped"] = trainer.skipped
-        now, (before, first) = time.perf_counter(), self._mark
-        record["images_per_s"] = (result.step - first) * trainer.config.batch_size / max(now - before, 1e-9)
+        record["images_per_s"] = self._steps * trainer.config.batch_size / max(self._seconds, 1e-9)
         record["memory_bytes"] = memory_bytes(trainer.runtime.device)
-        record["seconds"] = now - before
-        self._mark = (now, result.step)
+        record["seconds"] = self._seconds
+        self._seconds, self._steps = 0.0, 0
         self.sums.zero_()
         for listener in self.listeners:
             listener(record)
@@ -88,7 +86,8 @@ class Checkpoints:
                 self.warn(f"checkpoint of step {result.step} not saved: {error} Training goes on.")
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint now; raises DataError."""
+        """Write a checkpoint now, the metrics lines before it safe on disk first; raises DataError."""
+        sync(self.run.metrics)
         tensors = {**trainer.tensors(), "state": {"metrics.sums": self.metrics.sums}}
         state = {**trainer.state(), **self.facts}
         path = checkpoint.save(self.run.checkpoints, trainer.step, tensors, state, self.config)

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,13 +23,15 @@ from ddpm.training.ema import EMA, parse_decays
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: its number (counted from 1), mean loss, gradient norm before clipping, learning rate."""
+    """One optimizer step: its number (counted from 1), mean loss, gradient norm before clipping, learning rate, and the
+    seconds it took with the wait for its batch (hooks not counted)."""
 
     step: int
     loss: float
     grad_norm: float
     lr: float
     skipped: bool = False
+    seconds: float = 0.0
 
 
 class Hook(Protocol):
@@ -72,6 +74,7 @@ class Trainer:
         self.module, self.loader, self.config, self.runtime, self.world = module, loader, config, runtime, world
         self.seed, self.warn = seed, warn
         self.step, self.skipped, self.stopped = 0, 0, False
+        self.should_stop: Callable[[], bool] = lambda: False
         self.emas = [EMA(module, decay) for decay in parse_decays(config.ema)]
         if world.size > 1:  # of 1x1 convolutions, whose strides have several spellings for one order in memory
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -86,11 +89,15 @@ class Trainer:
         Raises DivergedError when a loss or gradient is NaN or infinite (and may not be skipped), before any update.
         """
         self.parallel.train()
+        self.should_stop = should_stop
+        start = time.perf_counter()
         try:
             for batch in self.loader.batches(self.step, self.config.steps):
                 result, self.stopped = self.train_step(batch, should_stop())
+                result = replace(result, seconds=time.perf_counter() - start)
                 for hook in hooks:
                     self._tell(hook, result)
+                start = time.perf_counter()
                 if self.stopped:
                     break
         except DivergedError:
@@ -172,8 +179,8 @@ class Trainer:
         allowed = 0 if self.config.nan == "stop" else int(self.config.nan.partition(":")[2])
         if self.skipped >= allowed:
             raise DivergedError(
-                f"{what}; the weights were not updated with it and the last checkpoint stands: "
-                "lower --lr, use --precision float32, or allow some with --nan skip:N."
+                f"{what}; the weights were not updated with it, and stand saved: leave such steps out with --nan skip:N, or go back "
+                "in a new run, by --name NEW --resume AN-OLDER-CHECKPOINT with a lower --lr or --precision float32."
             )
         self.skipped += 1
         self.warn(f"{what}: step left out ({self.skipped} of {allowed} allowed).")

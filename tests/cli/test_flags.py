@@ -77,7 +77,7 @@ SAMPLES = {
 def test_values_arrive_converted(name, sample, style):
     text, value = sample
     flag = "--" + (name if style == "_" else name.replace("_", "-"))
-    words = [f"{flag}={text}"] if style == "=" else [flag, *(text.split() if name == "train.ema" else [text])]
+    words = [f"{flag}={text}"] if style == "=" else [flag, text]
     found = built(*words)[name]
     assert (str(found) if name == "data.labels" else found) == value
 
@@ -111,7 +111,7 @@ def test_every_field_refuses_nonsense_by_its_flag(field):
         "diffusion.objective",
         "diffusion.thresholding",
     }
-    plain_text |= {"train.ema", "sample.sampler", "logging.sinks", "logging.project"}
+    plain_text |= {"train.ema", "sample.sampler", "evaluate.extractor", "logging.sinks", "logging.project"}
     if field in plain_text:
         return
     flag = f"--{field.replace('_', '-')}"
@@ -133,6 +133,13 @@ def test_every_field_refuses_nonsense_by_its_flag(field):
 )
 def test_switches(words, value):
     assert built(*words)["data.flip"] is value
+
+
+def test_averages_are_one_word_a_flag_and_add_up():
+    assert built("--train.ema", "0.9", "--train.ema=warmup:decay=0.99")["train.ema"] == ("0.9", "warmup:decay=0.99")
+    assert built("--train.ema", "0.9 0.99", "--train.ema", "0.999")["train.ema"] == ("0.9", "0.99", "0.999")
+    with pytest.raises(ConfigError, match=r"'0\.99' is not expected here"):
+        built("--train.ema", "0.9", "0.99")
 
 
 def test_the_last_one_wins_and_is_the_one_named():

@@ -131,6 +131,20 @@ def test_debug_shows_the_traceback_of_any_error(capsys, verb_raising, error):
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_debug_may_come_before_the_verb(capsys, verb_raising):
+    verb_raising(errors.DataError("c."))
+    assert main(["--debug", "info", "x"]) == 3
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err and err.endswith("ddpm info: c.\n")
+
+
+def test_a_rank_without_a_group_is_no_process(capsys, verb_raising, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    verb_raising(errors.DataError("c."))
+    main(["info"])
+    assert capsys.readouterr().err == "ddpm info: c.\n"
+
+
 def test_an_interrupt_is_75_and_a_short_line(capsys, verb_raising):
     verb_raising(KeyboardInterrupt())
     assert main(["info"]) == errors.EXIT_STOPPED == 75

@@ -52,6 +52,12 @@ def test_flags_over_file_over_preset_over_defaults(tmp_path):
     assert parse_train(["--config", "mine.yaml"])[1].run_dir == Path("runs/mine")
 
 
+def test_averages_leave_the_preset_its_word():
+    settings, options = parse_train(["--train.ema", "0.999", "--train.ema", "warmup:decay=0.9999", "digits"])
+    assert settings.train.ema == ("0.999", "warmup:decay=0.9999")
+    assert options.run_dir == Path("runs/digits")
+
+
 def test_options():
     words = (
         "--lr 1e-3 digits --name a.b-c_1 --resume must --stop-after 1h30m --processes 2 --restarts 3 --dry-run --debug"
@@ -69,6 +75,9 @@ def test_options():
         (["digitz"], "preset 'digitz' is not known (did you mean 'digits'?)"),
         (["."], "'.' is a folder, not a preset; to train on the images in it: ddpm train folder --data.path ."),
         (["9" * 5000], "is not known"),
+        (["shapes"], "'shapes' is a data set, not a preset; to train on it: ddpm train digits --data.dataset shapes."),
+        (["shapes:size=16"], "ddpm train digits --data.dataset shapes:size=16."),
+        (["npz"], "to train on it: ddpm train folder --data.path FILE.npz --data.dataset npz."),
         (["x.yaml"], "'x.yaml' is not a preset; to start from a file: ddpm train --config x.yaml"),
         (["digits", "--name", "x", "--run-dir", "y"], "--run-dir and --name exclude each other."),
         (["digits", "--run-dir", " "], "--run-dir: ' ' is not a folder's name."),
@@ -239,10 +248,26 @@ def test_mistakes_are_told_before_anything_is_launched(launched, capsys):
 
 
 def test_a_process_of_a_group_launches_nothing(launched, started, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    assert main(["train", "digits", "--processes", "2"]) == 0
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "DDPM_RENDEZVOUS": "file:///x"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "digits", "--restarts", "2"]) == 0
     assert launched[0] == []
     assert len(started) == 1
+
+
+def test_a_rank_without_a_group_is_nothing(launched, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert main(["train", "digits", "--processes", "2"]) == 0
+    assert launched[0] == [(["train", "digits"], 2)]
+
+
+@pytest.mark.parametrize("flag", ["--processes=2", "--restarts=1"])
+def test_torchrun_starts_processes_itself(launched, started, monkeypatch, capsys, flag):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "digits", flag]) == 2
+    assert f"{flag} cannot be had in a group that is there already (WORLD_SIZE=2)" in capsys.readouterr().err
+    assert launched[0] == started == []
 
 
 @pytest.mark.parametrize(

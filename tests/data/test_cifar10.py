@@ -110,7 +110,9 @@ def no_download(*arguments: Any) -> None:
     raise AssertionError(arguments)
 
 
-def test_what_is_nowhere_is_downloaded_to_the_path_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_nowhere_is_downloaded_to_the_empty_folder_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[tuple[Any, ...]] = []
 
@@ -119,6 +121,7 @@ def test_what_is_nowhere_is_downloaded_to_the_path_given(tmp_path: Path, monkeyp
         write_archive(arguments[1].parent, "bin")
 
     monkeypatch.setattr(cifar10, "download", download)
+    (tmp_path / "here").mkdir()
     check("test", load(tmp_path / "here", "test"))
     url, path, digest, size, _ = seen[0]
     assert url.endswith("/cifar-10-binary.tar.gz")
@@ -127,6 +130,16 @@ def test_what_is_nowhere_is_downloaded_to_the_path_given(tmp_path: Path, monkeyp
     assert size == 170_052_171
     check("test", load(None, "test"))
     assert seen[1][1] == Path(os.environ["DDPM_DATA"]) / "cifar10" / "cifar-10-binary.tar.gz"
+
+
+def test_a_path_without_the_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cifar10, "download", no_download)
+    write_folder(Path("data"), "bin")
+    with pytest.raises(DataError, match=r"--data.path none cannot be read"):
+        load(Path("none"))
+    with pytest.raises(DataError, match=rf"--data.path {tmp_path} does not hold the files of cifar10"):
+        load(tmp_path)
 
 
 class Payload:

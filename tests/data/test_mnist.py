@@ -61,7 +61,17 @@ def test_the_data_folder_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(idx, "download", no_download)
     monkeypatch.setenv("DDPM_DATA", str(tmp_path))
     write(tmp_path / "mnist")
-    assert len(load(tmp_path / "nothing-here", "all")) == 10
+    assert len(load(None, "all")) == 10
+
+
+def test_a_path_without_the_files_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(idx, "download", no_download)
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    write(tmp_path / "mnist")
+    with pytest.raises(DataError, match=rf"--data.path {tmp_path / 'none'} cannot be read \(No such file"):
+        load(tmp_path / "none")
+    with pytest.raises(DataError, match=rf"--data.path {tmp_path} does not hold the files of fashion-mnist"):
+        load(tmp_path, dataset="fashion-mnist")
 
 
 @pytest.fixture
@@ -91,8 +101,18 @@ def test_a_download_is_kept_and_found_again(served: Path, monkeypatch: pytest.Mo
     assert load(split="test").fingerprint == found.fingerprint
 
 
+def test_a_download_to_an_empty_folder_is_told_of_and_added_to(served: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    assert f"Downloaded to {here}." in load(here, "test").notes
+    (here / "train-images-idx3-ubyte.gz.part").touch()
+    assert f"Downloaded to {here}." in load(here, "train").notes
+    assert load(here, "train").notes == (f"Read from {here}.",)
+
+
 def test_a_download_with_a_wrong_checksum_is_refused(served: Path, tmp_path: Path) -> None:
     (served / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(LABELS["t10k"] ^ 1)))
+    (tmp_path / "here").mkdir()
     with pytest.raises(DataError) as error:
         load(tmp_path / "here", "test")
     assert f"put it at {tmp_path / 'here' / 't10k-labels-idx1-ubyte.gz'}" in str(error.value)

@@ -285,3 +285,17 @@ def test_wrong_configs_are_told_in_a_sentence(
     with pytest.raises(ConfigError, match=fragment) as caught:
         build_diffusion(TINY.model_copy(update=model), DiffusionConfig(**diffusion), SHAPE, classes)
     assert str(caught.value).endswith(".")
+
+
+def test_a_label_that_says_none_is_refused_where_the_model_never_saw_it() -> None:
+    model, level = wave_model(num_classes=3), Schedule.parse("linear").at(torch.tensor([5.0, 9.0]))
+    with pytest.raises(ConfigError, match=r"--diffusion\.label-drop=0, so it needs labels\.$"):
+        model.predict(images(2), level, torch.tensor([1, NO_LABEL]))
+    model.predict(images(2), level, torch.tensor([1, 2]))
+    wave_model(num_classes=3, label_drop=0.1).predict(images(2), level, torch.tensor([1, NO_LABEL]))
+
+
+@pytest.mark.parametrize("name", ["math:sqrt", "builtins:int", "math:pi"])
+def test_a_network_is_a_module(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--model.network={name} is no network"):
+        build_diffusion(ModelConfig(network=name), DiffusionConfig(), SHAPE, 0)

@@ -278,6 +278,54 @@ def test_group_norm_has_as_many_groups_as_divide_the_channels() -> None:
     assert {module.num_groups for module in unet.modules() if isinstance(module, nn.GroupNorm)} == {8, 16, 32}
 
 
+def _conditioned(width: int, groups: int, **changes: Any) -> tuple[UNet, Tensor]:
+    unet = network(3, channels=width, channel_mults=(1, 2), attention=(), norm_groups=groups, **changes)
+    return unet, images(1, 3, 8, 8).expand(2, -1, -1, -1)
+
+
+BLIND_ALLEYS = [(2, 2), (2, 32), (6, 6), (8, 8), (9, 9), (16, 16), (32, 32), (32, 8)]
+
+
+@pytest.mark.parametrize("norm", ["group", "instance", "batch", "none"])
+@pytest.mark.parametrize(("width", "groups"), BLIND_ALLEYS)
+@pytest.mark.parametrize("how", ["none", "global", "block", "scale-shift"])
+def test_every_block_hears_the_noise_level_and_the_label(norm: str, width: int, groups: int, how: str) -> None:
+    conditioning = "global" if how == "scale-shift" else how
+    unet, x = _conditioned(width, groups, norm=norm, conditioning=conditioning, scale_shift=how == "scale-shift")
+    heard: list[Tensor] = []
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            h = images(1, module.conv1.in_channels, 8, 8).expand(2, -1, -1, -1)
+            times = images(2, module.time.in_features)
+            labels = torch.tensor([0, 0]) if conditioning == "block" else None
+            with torch.no_grad():
+                heard.append((module(h, times, labels, None)[0] - module(h, times, labels, None)[1]).abs().max())
+    assert min(heard) > 1e-3
+    t, label = torch.full((2,), 9.0), torch.tensor([0, 0])
+    with torch.no_grad():
+        by_time = unet(x, torch.tensor([3.0, 300.0]), label)
+        by_label = unet(x, t, torch.tensor([0, 1]))
+    assert not torch.allclose(by_time[0], by_time[1], rtol=1e-3, atol=1e-5)
+    assert torch.allclose(by_label[0], by_label[1], rtol=1e-3, atol=1e-5) == (how == "none")
+
+
+@pytest.mark.parametrize(
+    ("width", "groups", "expected"), [(32, 32, 16), (8, 8, 4), (8, 32, 4), (9, 9, 3), (7, 7, 1), (32, 8, 8)]
+)
+def test_the_second_norm_has_two_channels_a_group(width: int, groups: int, expected: int) -> None:
+    unet, _ = _conditioned(width, groups)
+    block = next(module for module in unet.modules() if isinstance(module, ResBlock))
+    assert (block.norm1.num_groups, block.norm2.num_groups) == (min(groups, width), expected)
+    scaled, _ = _conditioned(width, groups, scale_shift=True, conditioning="global")
+    block = next(module for module in scaled.modules() if isinstance(module, ResBlock))
+    assert block.norm2.num_groups == min(groups, width)
+
+
+def test_one_channel_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--model\.channels=1 is too few: .* at least 2\.$"):
+        network(channels=1)
+
+
 @pytest.mark.parametrize("conditioning", ["global", "block"])
 def test_labels_matter_and_minus_one_is_the_last_row(conditioning: str) -> None:
     unet = network(4, conditioning=conditioning)

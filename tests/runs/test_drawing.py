@@ -1,6 +1,7 @@
 """`ddpm sample`: image k is seed k's, whoever draws it; every file says the same; no folder mixes two recipes."""
 
 import csv
+import errno
 import json
 import shutil
 import tracemalloc
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddpm
@@ -15,6 +17,9 @@ from ddpm import checkpoint, images, runs
 from ddpm.errors import CheckpointError, ConfigError, DataError
 from ddpm.files import sha256
 from ddpm.images import read_image
+from ddpm.runs import drawing
+
+S_0_3 = "-000000-000003"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def stack(folder: Path, seeds) -> np.ndarray:
 
 def test_files_are_named_by_seed(drawn):
     names = [f"{seed:06d}.png" for seed in range(5, 28)]
-    extra = ["grid.png", "images.csv", "recipe.json", "samples.npz", "trajectory.gif"]
+    extra = [".lock", "grid.png", "images.csv", "recipe.json", "samples.npz", "trajectory.gif"]
     assert sorted(path.name for path in drawn.out.iterdir()) == sorted([*names, *extra])
     assert stack(drawn.out, range(5, 28)).shape == (23, 1, 8, 8)
     assert drawn.num_images == 23
@@ -52,6 +57,7 @@ def test_the_archive_equals_the_pictures(drawn):
         assert archive["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(archive["arr_0"], stack(drawn.out, range(5, 28)).transpose(0, 2, 3, 1))
         np.testing.assert_array_equal(archive["arr_1"], np.arange(5, 28) % 10)
+        np.testing.assert_array_equal(archive["seeds"], np.arange(5, 28))
 
 
 def test_the_grid_and_the_way_there(drawn):
@@ -63,7 +69,9 @@ def test_the_grid_and_the_way_there(drawn):
 
 def test_the_recipe_holds_all_that_decides(drawn, trained):
     newest = trained / "checkpoints/step-00000006"
-    assert json.loads((drawn.out / "recipe.json").read_text()) == drawn.recipe == {
+    held = json.loads((drawn.out / "recipe.json").read_text())
+    assert held.pop("seeds") == [5, 28]
+    assert held == drawn.recipe == {
         "weights_sha256": sha256(newest / "ema-0.9.safetensors"),
         "weights": "ema-0.9",
         "step": 6,
@@ -85,8 +93,18 @@ def test_an_image_depends_on_its_seed_alone(drawn, trained, tmp_path):
 
 def test_more_seeds_into_the_same_folder_are_added(trained, tmp_path):
     for seed in (4, 0):
-        runs.sample(trained, num_images=4, seed=seed, out=tmp_path / "out", gif=False)
+        runs.sample(trained, num_images=4, seed=seed, out=tmp_path / "out", npz=True)
     assert list(pngs(tmp_path / "out")) == [f"{seed:06d}.png" for seed in range(8)]
+    together = ("grid{}.png", "trajectory{}.gif", "samples{}.npz")
+    assert all((tmp_path / "out" / name.format(suffix)).exists() for name in together for suffix in ("", S_0_3))
+    for suffix, seeds in (("", range(4, 8)), (S_0_3, range(4))):
+        grid = images.grid(stack(tmp_path / "out", seeds), 10)
+        np.testing.assert_array_equal(read_image(tmp_path / f"out/grid{suffix}.png"), grid)
+        with np.load(tmp_path / f"out/samples{suffix}.npz") as archive:
+            assert archive["seeds"].tolist() == list(seeds)
+    before = sorted((tmp_path / "out").iterdir())
+    runs.sample(trained, num_images=4, seed=4, out=tmp_path / "out", npz=True)
+    assert sorted((tmp_path / "out").iterdir()) == before
     rows = list(csv.DictReader((tmp_path / "out/images.csv").read_text().splitlines()))
     assert [int(row["seed"]) for row in rows] == list(range(8))
 
@@ -133,6 +151,48 @@ def test_labels_by_name_and_number_and_none(tiny, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_numbers_that_are_names_of_other_classes_are_refused_unless_explicit():
+    classes = ["7", "1", "0", "-1"]
+    assert [drawing.class_index(k, classes) for k in (0, np.int64(2), "7", "1", "#2", "#0", "#-1", "3")] == [
+        0, 2, 0, 1, 2, 0, -1, 3,
+    ]  # fmt: skip
+    for text, wanted in (("0", "'#2' for the class of that name, '#0'"), ("-1", "'#3' for the class of that name")):
+        with pytest.raises(ConfigError, match=wanted):
+            drawing.class_index(text, classes)
+    for wrong in (True, 1.0, None):
+        with pytest.raises(ConfigError, match="is no class; give numbers or names"):
+            drawing.class_index(wrong, classes)
+
+
+@pytest.mark.parametrize("labels", [["3", 7], (3, 7), np.array([3, 7]), torch.tensor([3, 7]), np.array(["3", "7"])])
+def test_labels_are_any_list(trained, labels):
+    expected = ddpm.sample(trained, range(4), labels=[3, 7])
+    np.testing.assert_array_equal(ddpm.sample(trained, range(4), labels=labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"labels": "37"}, r"labels='37' is wrong: give a list of classes, such as labels=\['37'\]\."),
+        ({"labels": 3}, "labels=3 is wrong: give a list"),
+        ({"labels": [10]}, "10 is no class of this model"),
+        ({"seeds": []}, "seeds: is empty"),
+        ({"seeds": np.array([1.0])}, "whole numbers from 0"),
+        ({"seeds": [2**62]}, "whole numbers from 0"),
+        ({"seeds": [-1]}, "-1 is negative"),
+        ({"chunk": 0}, "--chunk=0"),
+        ({"guidance": float("nan")}, "--guidance=nan"),
+        ({"guidance": -1}, "--guidance=-1"),
+        ({"precision": "fp8"}, "precision='fp8' is wrong"),
+        ({"device": "gpu"}, "device='gpu' is wrong"),
+    ],
+)
+def test_python_tells_mistakes_in_a_sentence(trained, how, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        ddpm.sample(trained, **how)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
 def test_averages_by_name_raw_weights_and_unknown_ones(trained, tmp_path):
     drawn = {name: runs.sample(trained, num_images=1, ema=name, out=tmp_path / str(name), gif=False) for name in
              (None, "0.9", "ema-0.9", "0.5", "none")}  # fmt: skip
@@ -155,7 +215,7 @@ def test_two_processes_write_the_same_files(zygote, drawn, trained, tree, tmp_pa
         (tmp_path / str(processes)).mkdir()
         assert zygote.run(*given, cwd=tmp_path / str(processes), processes=processes).wait() == 0
     one, two = tree(tmp_path / "1/out"), tree(tmp_path / "2/out")
-    assert len(one) == 23 + 5
+    assert len(one) == 23 + 6
     for name in set(one) | set(two) - {"samples.npz"}:
         assert one.get(name) == two.get(name), name
     with np.load(tmp_path / "1/out/samples.npz") as a, np.load(tmp_path / "2/out/samples.npz") as b:
@@ -165,9 +225,10 @@ def test_two_processes_write_the_same_files(zygote, drawn, trained, tree, tmp_pa
 def test_without_classes_there_is_no_table_and_no_guidance(tiny, tmp_path):
     runs.train(tiny({"model.conditioning": "none", "train.steps": 1}), tmp_path / "run")
     out = runs.sample(tmp_path / "run", num_images=2, png=False, npz=True).out
-    assert sorted(path.name for path in out.iterdir()) == ["grid.png", "recipe.json", "samples.npz", "trajectory.gif"]
+    names = [".lock", "grid.png", "recipe.json", "samples.npz", "trajectory.gif"]
+    assert sorted(path.name for path in out.iterdir()) == names
     with np.load(out / "samples.npz") as archive:
-        assert archive.files == ["arr_0"]
+        assert archive.files == ["arr_0", "seeds"]
     for how in ({"guidance": 2.0}, {"labels": ["1"]}):
         with pytest.raises(ConfigError, match="trained without classes"):
             runs.sample(tmp_path / "run", out=tmp_path / "none", **how)
@@ -189,7 +250,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tiny, tmp_path):
     more_bytes = 900 * 3 * 16 * 16
     assert peaks[1] - peaks[0] < more_bytes / 4
     runs.sample(tmp_path / "run", num_images=1000, npz=True, **how)
-    with np.load(out / "samples.npz") as archive:
+    with np.load(out / "samples-000000-000999.npz") as archive:
         assert archive["arr_0"].shape == (1000, 16, 16, 3)
         np.testing.assert_array_equal(
             archive["arr_0"][[0, 777]],
@@ -214,7 +275,34 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_scratch_file(zygote, trained,
         assert len(done.errors) == 1
         assert "File too large" in done.errors[0]
         assert not list(tmp_path.rglob("*.tmp-*"))
-    assert not list(tmp_path.rglob(".pool.npy"))
+    assert not list(tmp_path.rglob(".pool*"))
+
+
+def test_the_space_of_images_is_reserved_before_any_is_drawn(trained, tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        assert length == 64 * 8 * 8
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(drawing.os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"^cannot write .*: No space left on device; free some space .*\.$"):
+        runs.sample(trained, num_images=64, out=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "recipe.json"]
+
+
+def test_commands_may_share_a_folder(zygote, trained, tmp_path):
+    given = ("sample", trained, "--num-images=16", "--chunk=4", "--npz", "--out=out")
+    both = [zygote.run(*given, f"--seed={seed}", cwd=tmp_path) for seed in (0, 16)]
+    assert [command.wait() for command in both] == [0, 0]
+    rows = list(csv.DictReader((tmp_path / "out/images.csv").read_text().splitlines()))
+    assert [int(row["seed"]) for row in rows] == list(range(32))
+    found = []
+    for path in (tmp_path / "out").glob("samples*.npz"):
+        with np.load(path) as archive:
+            pictures = stack(tmp_path / "out", archive["seeds"]).transpose(0, 2, 3, 1)
+            np.testing.assert_array_equal(archive["arr_0"], pictures)
+            found += archive["seeds"].tolist()
+    assert sorted(found) == list(range(32))
+    assert not list(tmp_path.rglob(".pool*"))
 
 
 def test_what_is_refused_is_refused_before_the_folder_is_made(trained, tmp_path):
@@ -224,6 +312,12 @@ def test_what_is_refused_is_refused_before_the_folder_is_made(trained, tmp_path)
         (ConfigError, {"labels": ["10"]}),
         (ConfigError, {"thresholding": "clap"}),
         (ConfigError, {"device": "cuda:7"}),
+        (ConfigError, {"device": "gpu"}),
+        (ConfigError, {"chunk": 0}),
+        (ConfigError, {"num_images": 0}),
+        (ConfigError, {"seed": -1}),
+        (ConfigError, {"seed": 2**62}),
+        (ConfigError, {"labels": "3"}),
         (CheckpointError, {"source": tmp_path / "nowhere"}),
     ):
         with pytest.raises(error):

@@ -322,9 +322,7 @@ def test_a_checkpoint_of_other_processes_and_threads_goes_on_with_a_warning(zygo
     assert zygote.run("train", "digits", *words(), "--run-dir=run", cwd=tmp_path, stop_at=5).wait() == 0
     done = zygote.run("train", "digits", *words({"runtime.threads": 2}), "--run-dir=run", cwd=tmp_path)
     assert done.wait() == 0
-    assert done.errors == [
-        "warning: 2 threads now, 1 before: the run goes on, but not bit for bit (--runtime.threads)."
-    ]
+    assert done.errors == ["warning: threads 1 before, 2 now: the run goes on, but not bit for bit."]
 
 
 def test_a_mistake_in_a_group_is_told_by_the_first_and_ends_all(zygote, words, tmp_path):

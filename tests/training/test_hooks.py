@@ -72,11 +72,13 @@ def test_an_unfinished_window_goes_on_from_its_sums(tmp_path):
     assert [line["loss"] for line in read(tmp_path / "m.jsonl")] == [2.5, 6.5, 9.5]
 
 
-def test_speed_counts_the_images_since_the_line_before(tmp_path, monkeypatch):
-    clock = iter([100.0, 102.0, 103.0])
-    monkeypatch.setattr("ddpm.training.hooks.time.perf_counter", lambda: next(clock))
-    go([Metrics(tmp_path / "m.jsonl", 2, [])], a_trainer(steps=8), range(5, 9))
-    assert [(line["images_per_s"], line["seconds"]) for line in read(tmp_path / "m.jsonl")] == [(4.0, 2.0), (8.0, 1.0)]
+def test_speed_counts_the_seconds_of_the_steps_since_the_line_before(tmp_path):
+    metrics, trainer = Metrics(tmp_path / "m.jsonl", 2, []), a_trainer(steps=8)
+    for step, seconds in ((5, 0.5), (6, 1.5), (7, 0.25), (8, 0.75)):
+        metrics.after(trainer, StepResult(step, 1.0, 1.0, 1.0, seconds=seconds))
+    batch = trainer.config.batch_size
+    expected = [(2 * batch / 2.0, 2.0), (2 * batch / 1.0, 1.0)]
+    assert [(line["images_per_s"], line["seconds"]) for line in read(tmp_path / "m.jsonl")] == expected
 
 
 def test_listeners_see_the_very_lines_and_other_processes_write_none(tmp_path):
