@@ -1,6 +1,7 @@
 """What every test starts from: one thread, no network, no display, and nothing of the user's own settings or caches."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+# A shell's background job ignores Ctrl-C, and processes inherit that; the tests' own must hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.update(
     OMP_NUM_THREADS="1",

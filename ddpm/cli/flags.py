@@ -136,6 +136,7 @@ def _add_field(parser: Parser, group: Any, dotted: str, info: FieldInfo, spellin
 
     class Store(argparse.Action):
         def __call__(self, _: Any, namespace: argparse.Namespace, words: Any, option_string: str | None = None) -> None:
+            words = "--" if words == [] else words  # what argparse makes of --flag=--
             before = namespace.typed.values.get(dotted) if several else None
             namespace.typed.values[dotted] = _value(info, f"{before} {words}" if before else words)
             namespace.typed.spelling[dotted] = option_string or spellings[-1]

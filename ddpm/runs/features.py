@@ -113,12 +113,12 @@ def train_features(
             environment=rundir.environment(runtime.describe(machine)),
         )
         stop, clock = stack.enter_context(stop_signals()), StopClock(stop_after_s)
-        trainer.run([metrics, saver], lambda: stop.is_set() or clock())
+        trainer.run([metrics, saver], lambda: stop.asked or clock())
     if trainer.step < settings.train.steps:
         say.info(
             f"stopped and saved at step {trainer.step} of {settings.train.steps}; the same command goes on from there."
         )
-        return FeaturesResult(None, float("nan"), trainer.step, stop.is_set())
+        return FeaturesResult(None, float("nan"), trainer.step, stop.asked)
     return _finish(settings, module, train, test, machine, trainer.step, out, say)
 
 

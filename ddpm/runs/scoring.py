@@ -51,7 +51,7 @@ class Drawing:
         sampling.check_request(self.diffusion, self.recipe.labels, self.recipe.guidance)
         self.recipe.sampler.path(self.diffusion.schedule)
         if self.seeds.stop > sampling.SEEDS_END - self.recipe.chunk:
-            raise ConfigError(f"--seed={self.seeds.start}: seeds end at 2^63; choose a lower one.")
+            raise ConfigError(f"--seed={self.seeds.start}: seeds end at 2^62; choose a lower one.")
 
     def draw(self, folder: Path, machine: runtime.Runtime, world: World, say: Console) -> ImageSet:
         """The images and their labels, memory-mapped; what an earlier call drew into the folder is kept. Raises DataError."""

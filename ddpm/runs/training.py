@@ -186,8 +186,8 @@ def _train(
         if judge is not None and world.is_main:
             scoring = Scoring(judge, settings, run, sinks, saver, trainer.step)
             hooks.append(Every(settings.evaluate.every, scoring))
-        trainer.run(hooks, lambda: stop.is_set() or clock())
-        stopped = world.any(stop.is_set()) and trainer.step < settings.train.steps
+        trainer.run(hooks, lambda: stop.asked or clock())
+        stopped = world.any(stop.asked) and trainer.step < settings.train.steps
         if world.is_main:
             run.event("stopped" if trainer.step < settings.train.steps else "finished", step=trainer.step)
         _say_end(say, run, trainer, settings)
@@ -350,13 +350,20 @@ class Preview:
         return images.grid(np.concatenate([part.images for part in drawn]))
 
 
+class StopFlag:
+    """Whether a stop was asked for. A plain attribute: a signal handler may interrupt itself, and a lock (that of
+    threading.Event, say) would then wait for itself for ever."""
+
+    asked = False
+
+
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread.
+def stop_signals() -> Iterator[StopFlag]:
+    """A flag that SIGTERM or Ctrl-C sets; a second signal ends the process at once. Only in the main thread.
 
     Signals within a second are one: a Ctrl-C comes from the terminal, and again from the launcher that passes it on.
     """
-    event = threading.Event()
+    flag = StopFlag()
     first_s = math.inf
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -364,14 +371,14 @@ def stop_signals() -> Iterator[threading.Event]:
         if time.monotonic() - first_s > 1:
             os._exit(128 + number)
         first_s = min(first_s, time.monotonic())
-        event.set()
+        flag.asked = True
 
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield flag
         return
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield event
+        yield flag
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

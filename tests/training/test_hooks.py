@@ -97,6 +97,9 @@ def test_a_line_that_cannot_be_written_ends_its_window_all_the_same(tmp_path):
     assert metrics.sums.tolist() == [0, 0, 0]
 
 
+FACTS = {"images": 0, "shape": [1, 8, 8], "classes": [], "data": {"name": "digits", "images": 9, "fingerprint": "0"}}
+
+
 @pytest.fixture
 def saver(tmp_path):
     """Checkpoints of a run that saves every third step and keeps them all."""
@@ -104,7 +107,7 @@ def saver(tmp_path):
     config = RunConfig(train=TrainConfig(steps=10, checkpoint_every=3, keep_last=9))
     run = RunDir(tmp_path / "run")
     run.create()
-    hook = Checkpoints(run, config, {"classes": []}, Metrics(None, 5, []), warnings.append)
+    hook = Checkpoints(run, config, FACTS, Metrics(None, 5, []), warnings.append)
     hook.warnings = warnings
     return hook
 
