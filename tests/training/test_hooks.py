@@ -126,7 +126,7 @@ def test_checkpoints_come_every_so_often_and_at_the_end(saver):
     saver.finish(trainer)
     assert (saver.run.checkpoints / "step-00000010/model.safetensors").stat().st_mtime_ns == before
     found = checkpoint.latest(saver.run.checkpoints, pytest.fail)
-    assert found.state == {"format": 1, "step": 10, "emas": [], "skipped": 0, "classes": []}
+    assert found.state == {"format": 1, "step": 10, "emas": [], "skipped": 0, **FACTS}
     assert found.tensors("model")["w"].tolist() == [10.0, 10.0]
 
 
