@@ -178,9 +178,11 @@ def _start(arguments: Sequence[str], rank: int, size: int, rendezvous: Path, lif
     }
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # main() has written and flushed all; leaving by os._exit spares the tear-down, in which a thread of the process
+    # group or of autograd that is still alive now and then aborts the process and hides its exit code.
     command = (
-        f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; "
-        "from ddpm.cli import main; sys.exit(main())"
+        f"import os, sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; "
+        "from ddpm.cli import main; os._exit(main())"
     )
     return subprocess.Popen([sys.executable, "-c", command, *arguments], env=environment, pass_fds=(lifeline,))
 
