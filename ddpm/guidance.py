@@ -1,6 +1,7 @@
 """Guidance: a predictor made from another one, with the same interface."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from ddpm.models.diffusion import NO_LABEL, Predictor
 from ddpm.objectives import Prediction
 from ddpm.schedules import Level, Schedule
+
+V = TypeVar("V", float | Tensor, float | Tensor | None)
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,14 @@ class ClassifierFree:
             torch.cat([condition, torch.full_like(condition, NO_LABEL)]),
         )
         (x0, x0_none), (eps, eps_none) = both.x0.chunk(2), both.eps.chunk(2)
-        fraction = both.variance_fraction
         return Prediction(
             torch.lerp(x0_none, x0, self.weight),
             torch.lerp(eps_none, eps, self.weight),
-            fraction.chunk(2)[0] if isinstance(fraction, Tensor) else fraction,
+            _first_half(both.variance_fraction, len(x_t)),
+            _first_half(both.x0_variance, len(x_t)),
         )
+
+
+def _first_half(value: V, n: int) -> V:
+    """The conditional part of what was predicted for 2 n images together."""
+    return value[:n] if isinstance(value, Tensor) and value.ndim and len(value) == 2 * n else value

@@ -5,31 +5,49 @@ network's output back into x0 and eps. With x_t = alpha x0 + sigma eps each of x
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from ddpm.registry import Component, register
-from ddpm.schedules import Level, Schedule, posterior_coefficients
+from ddpm.schedules import Level, Schedule, posterior_coefficients, posterior_variance, step_variance
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of x_t: tensors like x_t, float32 or wider.
 
-    variance_fraction places the log-variance of the reverse step between beta-tilde (0, fixed-small) and beta (1,
-    fixed-large), as Nichol & Dhariwal (2021), equation 15; a number or a tensor like x_t. In this form it
-    holds for any two levels, so a sampler may skip steps.
+    The variance of the reverse step is told in a form that holds for any two levels, so that a sampler may skip steps:
+    variance_fraction places its logarithm between beta-tilde (0, fixed-small) and beta (1, fixed-large), as Nichol &
+    Dhariwal (2021), equation 15; a number or a tensor like x_t. x0_variance, where it is known, goes before it: the mean
+    over pixels and images of Var(x0 | x_t), a number or a tensor (B, 1, 1, 1), from which the best variance of any step
+    follows (Bao et al. 2022, Analytic-DPM, theorem 1).
     """
 
     x0: Tensor
     eps: Tensor
     variance_fraction: float | Tensor = 1.0
+    x0_variance: float | Tensor | None = None
+
+    def log_variance(self, level: Level, previous: Level, fraction: float | Tensor | None = None) -> Tensor:
+        """ln of the variance of p(x_s | x_t), s < t and not the clean image; broadcasts with x_t, float64 or x_t's dtype.
+
+        `fraction`, where given, is used in place of what the prediction says of its variance.
+        """
+        small, large = (self._shaped(f(level, previous)) for f in (posterior_variance, step_variance))
+        if fraction is None and self.x0_variance is not None:
+            at_x0, _ = posterior_coefficients(level, previous)
+            return torch.log(small + self._shaped(at_x0) ** 2 * self.x0_variance)
+        share = self.variance_fraction if fraction is None else fraction
+        return share * large.log() + (1.0 - share) * small.log()
+
+    def _shaped(self, value: Tensor) -> Tensor:
+        """float64 (B,) or () -> the same beside images."""
+        value = value.to(self.x0.device)
+        return value.reshape(value.shape + (1,) * (self.x0.ndim - 1)) if value.ndim else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +133,3 @@ def eps_from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
     """The noise that x_t holds if x0 is the clean image: (x_t - alpha x0) / sigma."""
     at = level.like(x_t)
     return (x_t - at.alpha * x0) / at.sigma
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-"""Elementwise errors by name: squared, absolute, Huber with delta = 1."""
-
-
-def per_image_loss(name: str, output: Tensor, target: Tensor) -> Tensor:
-    """(B,) float32: the mean error of each image. For eps and l2 this is L_simple (Ho et al. 2020, equation 14)."""
-    return LOSSES[name](output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)

@@ -32,7 +32,7 @@ class Level:
 
     def like(self, x: Tensor) -> "Level":
         """The same levels shaped to broadcast over images x (B, C, H, W), on its device, in its dtype."""
-        return Level(*(_broadcast(v, x) for v in (self.t, self.alpha, self.sigma, self.log_snr)))
+        return Level(*(broadcast(v, x) for v in (self.t, self.alpha, self.sigma, self.log_snr)))
 
     def expand(self, n: int) -> "Level":
         """One level for n images: tensors of shape (n,)."""
@@ -219,7 +219,7 @@ def posterior(x0: Tensor, x_t: Tensor, level: Level, previous: Level) -> tuple[T
         The mean, like x0, and the variance (float64, of the levels' shape).
     """
     at_x0, at_x_t = posterior_coefficients(level, previous)
-    mean = _broadcast(at_x0, x0) * x0 + _broadcast(at_x_t, x0) * x_t
+    mean = broadcast(at_x0, x0) * x0 + broadcast(at_x_t, x0) * x_t
     return mean, posterior_variance(level, previous)
 
 
@@ -236,6 +236,7 @@ def posterior_variance(level: Level, previous: Level) -> Tensor:
     return step_variance(level, previous) * previous.sigma**2 / level.sigma**2
 
 
-def _broadcast(value: Tensor, x: Tensor) -> Tensor:
+def broadcast(value: Tensor, x: Tensor) -> Tensor:
+    """A number per image, (B,), or one for all, (), shaped to multiply images x (B, ...), on its device and in its dtype."""
     value = value.to(device=x.device, dtype=x.dtype)
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value

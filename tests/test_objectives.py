@@ -1,12 +1,10 @@
-"""Objectives: the target that training asks for leads back to x0 and eps; losses as defined."""
-
-import math
+"""Objectives: the target that training asks for leads back to x0 and eps."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from ddpm.objectives import LOSSES, Objective, eps_from_x0, per_image_loss
+from ddpm.objectives import Objective, eps_from_x0
 from ddpm.schedules import Schedule
 
 T = 1000
@@ -92,18 +90,3 @@ def test_eps_from_x0_inverts_the_forward_process() -> None:
     level = Schedule.parse("linear").at(torch.tensor([3, 700]))
     at = level.like(x0)
     assert (eps_from_x0(x0, at.alpha * x0 + at.sigma * eps, level) - eps).abs().max() < 1e-12
-
-
-def test_losses_are_as_defined() -> None:
-    output, target = torch.tensor([[[[0.0, 3.0]]], [[[1.0, -0.5]]]]), torch.zeros(2, 1, 1, 2)
-    expected = {"l2": [4.5, 0.625], "l1": [1.5, 0.75], "huber": [1.25, 0.3125]}
-    assert set(expected) == set(LOSSES)
-    for name, values in expected.items():
-        assert per_image_loss(name, output, target).tolist() == values
-
-
-def test_losses_are_float32_whatever_autocast_gave() -> None:
-    output = torch.full((2, 1, 64, 64), 0.1, dtype=torch.bfloat16)
-    loss = per_image_loss("l2", output, torch.zeros(2, 1, 64, 64))
-    assert loss.dtype == torch.float32
-    assert math.isclose(float(loss[0]), float(output[0, 0, 0, 0]) ** 2, rel_tol=1e-6)

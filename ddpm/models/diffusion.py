@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import ConfigError
-from ddpm.objectives import Objective, Prediction, per_image_loss
+from ddpm.losses import per_image_loss
+from ddpm.objectives import Objective, Prediction
 from ddpm.randomness import Stream
 from ddpm.schedules import Level, Schedule, posterior
 

@@ -4,8 +4,8 @@ To add a sampler is to write one `step` in a file of this folder.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -99,7 +99,6 @@ class Sampler(Component, kind="sampler"):
             raise ConfigError(f"sampler {self.name!r} needs steps=N on the continuous schedule {schedule.name!r}.")
         return schedule.timesteps
 
-    @torch.inference_mode()
     def sample(
         self,
         predictor: Predictor,
@@ -109,18 +108,36 @@ class Sampler(Component, kind="sampler"):
         thresholding: Thresholding = Clip(),  # noqa: B008 - frozen
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Walk the path from noise to images.
+        """Draw images: `walk` along `path` from standard normal noise x (B, C, H, W)."""
+        schedule = predictor.schedule
+        return self.walk(
+            predictor, x * schedule.prior_std, self.path(schedule), condition, noise, thresholding, on_step
+        )
+
+    @torch.inference_mode()
+    def walk(
+        self,
+        predictor: Predictor,
+        x: Tensor,
+        path: Sequence[Level],
+        condition: Tensor | None,
+        noise: Callable[[int], Tensor],
+        thresholding: Thresholding = Clip(),  # noqa: B008 - frozen
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Take x along any path of levels, falling or (inversion, editing) rising.
 
         Args:
             predictor: the model, or a guided one.
-            x: (B, C, H, W) standard normal noise.
+            x: (B, C, H, W) images at the first level of the path.
+            path: single levels, at least two.
             condition: (B,) int64 labels or None.
             noise: noise(i) gives the standard normal noise of step i, like x.
             thresholding: the model's, used where the sampler names none itself.
             on_step: called after each step.
 
         Returns:
-            (B, C, H, W) images, about [-1, 1], not clipped further.
+            (B, C, H, W) at the last level; images are about [-1, 1], and not clipped further.
         """
         rule = thresholding if isinstance(self.thresholding, OfModel) else self.thresholding
         seen: list[Tensor] = []
@@ -129,12 +146,10 @@ class Sampler(Component, kind="sampler"):
             found = predictor.predict(x_t, level, condition)
             if not isinstance(rule, Unbounded):
                 x0 = rule.apply(found.x0)
-                found = Prediction(x0, eps_from_x0(x0, x_t, level), found.variance_fraction)
+                found = replace(found, x0=x0, eps=eps_from_x0(x0, x_t, level))
             seen[:] = [found.x0]
             return found
 
-        path = self.path(predictor.schedule)
-        x = x * predictor.schedule.prior_std
         history: list[Any] = []
         for i, (level, following) in enumerate(pairwise(path)):
             x = self.step(x, level, following, denoise, lambda i=i: noise(i), history)  # type: ignore[misc]

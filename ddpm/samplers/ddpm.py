@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddpm.registry import register
 from ddpm.samplers.base import Denoise, Sampler
-from ddpm.schedules import Level, posterior, posterior_variance, step_variance
+from ddpm.schedules import Level, posterior
 
 
 @register("ddpm")
@@ -36,7 +36,5 @@ class DDPM(Sampler):
         mean, _ = posterior(prediction.x0, x, level, following)
         if following.is_clean:
             return mean
-        fraction = {"model": prediction.variance_fraction, "fixed-large": 1.0, "fixed-small": 0.0}[self.variance]
-        small, large = posterior_variance(level, following).log(), step_variance(level, following).log()
-        deviation = torch.exp(0.5 * (fraction * large + (1.0 - fraction) * small))
-        return mean + deviation.to(x.dtype) * noise()
+        forced = {"model": None, "fixed-large": 1.0, "fixed-small": 0.0}[self.variance]
+        return mean + torch.exp(0.5 * prediction.log_variance(level, following, forced)).to(x.dtype) * noise()

@@ -1,0 +1,74 @@
+"""Errors between what a network says and what it should say, and the terms of the variational bound.
+
+Bits per dimension are nats / (ln 2 x C x H x W): the mean over an image's elements, divided by ln 2.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm.objectives import Prediction
+from ddpm.schedules import Level, posterior
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+"""Elementwise errors by name: squared, absolute, Huber with delta = 1."""
+
+
+def per_image_loss(name: str, output: Tensor, target: Tensor) -> Tensor:
+    """(B,) float32: the mean error of each image. For eps and l2 this is L_simple (Ho et al. 2020, equation 14)."""
+    return LOSSES[name](output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+
+
+def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
+    """Elementwise KL(q || p) of two Gaussians, in nats."""
+    difference = log_variance_q - log_variance_p
+    return 0.5 * ((mean_q - mean_p) ** 2 * torch.exp(-log_variance_p) + torch.expm1(difference) - difference)
+
+
+def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Elementwise ln p(x0) of 8-bit images under a Gaussian, in nats (Ho et al. 2020, equation 13).
+
+    Each of the 256 values stands for a bin of width 2/255 around it; the outermost bins reach to infinity.
+    """
+    centred, inverse = x0 - mean, torch.exp(-log_std)
+    upper, lower = (inverse * (centred + step / 255.0) for step in (1.0, -1.0))
+    log_cdf_upper, log_survival_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+    # In the upper tail the difference is taken of survival functions, so that nothing cancels.
+    high, low = torch.where(centred > 0, -lower, upper), torch.where(centred > 0, -upper, lower)
+    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    inside = log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=-1e-12)))
+    edges = torch.where(x0 > 0.999, log_survival_lower, inside)
+    return torch.where(x0 < -0.999, log_cdf_upper, edges)
+
+
+def vlb_term(x0: Tensor, x_t: Tensor, level: Level, previous: Level, prediction: Prediction) -> Tensor:
+    """(B,) bits per dimension: L_{t-1} = KL(q(x_s | x_t, x0) || p(x_s | x_t)) (Ho et al. 2020, equation 5).
+
+    For the step to the clean image it takes `decoder_term`. Images (B, C, H, W); levels (B,) or (), none of them clean.
+    """
+    true_mean, variance = posterior(x0, x_t, level, previous)
+    mean, _ = posterior(prediction.x0, x_t, level, previous)
+    log_variance = variance.log().to(x0.device)
+    shaped = log_variance.reshape(log_variance.shape + (1,) * (x0.ndim - 1)) if log_variance.ndim else log_variance
+    found = prediction.log_variance(level, previous).expand_as(x0)
+    return in_bits(gaussian_kl(true_mean, shaped.expand_as(x0), mean, found))
+
+
+def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """(B,) bits per dimension: L_0 = -ln p(x0 | x_1), the discretised decoder (Ho et al. 2020, section 3.3)."""
+    return in_bits(-discretised_log_likelihood(x0, mean, 0.5 * log_variance))
+
+
+def prior_term(x0: Tensor, level: Level) -> Tensor:
+    """(B,) bits per dimension: L_T = KL(q(x_T | x0) || N(0, I)) at the noisiest level (Ho et al. 2020, equation 5)."""
+    at = level.like(x0)
+    log_variance = 2.0 * at.sigma.log()
+    return in_bits(gaussian_kl(at.alpha * x0, log_variance.expand_as(x0), torch.zeros_like(x0), torch.zeros_like(x0)))
+
+
+def in_bits(nats: Tensor) -> Tensor:
+    """Elementwise nats (B, ...) -> bits per dimension (B,)."""
+    return nats.flatten(1).mean(dim=1) / math.log(2.0)
