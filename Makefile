@@ -11,7 +11,7 @@ FULL_INSTALLED := .venv-full/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow test-docs test-full check format ci env-full lock clean
+.PHONY: help setup demo test test-slow test-docs test-full exactness check format ci env-full lock clean
 
 help:
 	@echo "make setup      build .venv (pinned, hashed)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test       the tests, with coverage"
 	@echo "make test-slow  the slow tests: the wheel in a fresh environment, long runs"
 	@echo "make test-docs  every bash block of README.md and docs/, the slow ones too"
+	@echo "make exactness  write docs/exactness.md and .json: every component against its oracles"
 	@echo "make check      ruff, mypy --strict, import-linter, codespell"
 	@echo "make format     let ruff put the code in order"
 	@echo "make ci         what CI runs"
@@ -41,6 +42,9 @@ demo: setup
 
 test: setup
 	$(PYTEST) -n $(WORKERS) --cov --cov-report=term
+
+exactness: setup
+	$(PYTEST) -n $(WORKERS) --exactness-out docs
 
 test-slow: setup
 	$(PYTEST) -m slow --timeout 900

@@ -1,12 +1,16 @@
 """What every test starts from: one thread, no network, no display, and nothing of the user's own settings or caches."""
 
+import datetime
+import importlib.metadata
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,6 +35,57 @@ os.environ.update(
 
 LEAKY_PREFIXES = ("DDPM_", "MASTER_", "SLURM_", "TORCHELASTIC_", "WANDB_API")
 LEAKY = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NO_COLOR", "FORCE_COLOR"}
+
+
+KINDS = {"exact": 1e-5, "order": 0.3, "statistical": 4.0}
+"""Kinds of evidence and the widest tolerance of each: largest difference; |slope - theory|; |z|."""
+_ROWS: list[dict[str, Any]] = []
+
+
+@pytest.fixture
+def exactness(request: pytest.FixtureRequest) -> Callable[[str, str, str, float, float], None]:
+    """exactness(component, oracle, kind, difference, tolerance): assert it, and make it a row of docs/exactness.json."""
+
+    def record(component: str, oracle: str, kind: str, difference: float, tolerance: float) -> None:
+        assert tolerance <= KINDS[kind], f"{kind}: {tolerance} is wider than {KINDS[kind]}"
+        row = {"component": component, "oracle": oracle, "kind": kind}
+        row |= {"difference": float(difference), "tolerance": float(tolerance), "test": request.node.nodeid}
+        request.node.user_properties.append(("exactness", row))
+        assert difference <= tolerance, row
+
+    return record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exactness-out", type=Path, help="write the rows of the exactness fixture to DIR/exactness.*")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _ROWS.extend(row for name, row in report.user_properties if name == "exactness")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the table (where every test passed: a partial one would mislead)."""
+    out = session.config.getoption("--exactness-out")
+    if out is None or exitstatus != 0 or hasattr(session.config, "workerinput"):
+        return
+    rows = sorted(_ROWS, key=lambda row: (row["component"], row["oracle"], row["test"]))
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy", "scipy")}
+    facts = {"date": datetime.date.today().isoformat(), "python": platform.python_version(), **versions}
+    (out / "exactness.json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    lines = [
+        "# Exactness",
+        "",
+        "Written by `make exactness`: every row is asserted by a test, each time the tests run.",
+        "",
+    ]
+    lines += [", ".join(f"{name} {value}" for name, value in facts.items()) + f"; {len(rows)} rows.", ""]
+    lines += ["| component | oracle | kind | difference | tolerance |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        numbers = f"{row['difference']:.2g} | {row['tolerance']:.2g}"
+        lines.append(f"| {row['component']} | {row['oracle']} | {row['kind']} | {numbers} |")
+    (out / "exactness.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

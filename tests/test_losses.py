@@ -1,6 +1,7 @@
 """Losses as defined; the bound's terms against derivations of their own."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,14 @@ def test_losses_are_float32_whatever_autocast_gave() -> None:
     assert math.isclose(float(loss[0]), float(output[0, 0, 0, 0]) ** 2, rel_tol=1e-6)
 
 
-def test_the_divergence_of_gaussians_is_torchs() -> None:
+def test_the_divergence_of_gaussians_is_torchs(exactness: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     m, n, a, b = torch.randn(4, 100, generator=generator, dtype=torch.float64)
     oracle = torch.distributions.kl_divergence(
         torch.distributions.Normal(m, (a / 2).exp()), torch.distributions.Normal(n, (b / 2).exp())
     )
-    assert (gaussian_kl(m, a, n, b) - oracle).abs().max() < 1e-12
+    difference = float((gaussian_kl(m, a, n, b) - oracle).abs().max())
+    exactness("losses: KL of Gaussians", "torch.distributions", "exact", difference, 1e-12)
 
 
 @pytest.mark.parametrize("log_std", [-8.0, -3.0, 0.0, 2.0])
