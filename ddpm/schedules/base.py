@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.registry import Component, register
+from ddpm.registry import Component
 
 
 @dataclass(frozen=True)
@@ -166,38 +166,6 @@ _SMALLEST_ALPHA = torch.finfo(torch.float32).tiny
 
 Timesteps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
-
-
-@register("linear")
-class Linear(DiscreteSchedule):
-    """Betas rising linearly (Ho et al. 2020, section 4).
-
-    `scaled=true` multiplies both ends by 1000 / timesteps, so that fewer steps reach the same final noise (Nichol &
-    Dhariwal 2021, code; the ddpm package does the same).
-    """
-
-    timesteps: Timesteps = 1000
-    beta_start: Beta = 1e-4
-    beta_end: Beta = 0.02
-    scaled: bool = False
-
-    def make_betas(self) -> Tensor:
-        scale = 1000.0 / self.timesteps if self.scaled else 1.0
-        return torch.linspace(self.beta_start * scale, self.beta_end * scale, self.timesteps, dtype=torch.float64)
-
-
-@register("cosine")
-class Cosine(DiscreteSchedule):
-    """alphas_cumprod = f(t) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2) (Nichol & Dhariwal 2021, equation 17)."""
-
-    timesteps: Timesteps = 1000
-    s: Annotated[float, Field(ge=0)] = 0.008
-    max_beta: Beta = 0.999
-
-    def make_betas(self) -> Tensor:
-        t = torch.arange(self.timesteps + 1, dtype=torch.float64) / self.timesteps
-        f = torch.cos((t + self.s) / (1 + self.s) * math.pi / 2) ** 2
-        return (1.0 - f[1:] / f[:-1]).clamp(max=self.max_beta)
 
 
 def step_variance(level: Level, previous: Level) -> Tensor:

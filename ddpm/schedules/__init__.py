@@ -1,0 +1,34 @@
+"""Noise schedules, one file per family; a file here is all that adding one takes."""
+
+from ddpm.registry import import_submodules
+from ddpm.schedules.base import (
+    Beta,
+    DiscreteSchedule,
+    Level,
+    Schedule,
+    Timesteps,
+    broadcast,
+    posterior,
+    posterior_coefficients,
+    posterior_variance,
+    step_variance,
+)
+from ddpm.schedules.cosine import Cosine
+from ddpm.schedules.linear import Linear
+
+import_submodules(__name__, __path__)
+
+__all__ = [
+    "Beta",
+    "Cosine",
+    "DiscreteSchedule",
+    "Level",
+    "Linear",
+    "Schedule",
+    "Timesteps",
+    "broadcast",
+    "posterior",
+    "posterior_coefficients",
+    "posterior_variance",
+    "step_variance",
+]
