@@ -99,7 +99,7 @@ def parser() -> flags.Parser:
     own.add_argument("--out", type=Path, metavar="DIR", help="folder for the images (default: in the run's folder)")
     own.add_argument("--npz", action="store_true", help="also write all images as one samples.npz")
     own.add_argument("--no-png", dest="png", action="store_false", help="no PNG for each image")
-    own.add_argument("--no-gif", dest="gif", action="store_false", help="no GIF of the way from noise to image")
+    own.add_argument("--no-gif", dest="gif", action="store_false", help="no pictures of the way from noise to image")
     own.add_argument(
         "--trust-code", action="store_true", help="run the code from outside ddpm (module:Class) that the run names"
     )

@@ -1,9 +1,7 @@
 """`ddpm sample`, and `ddpm.sample` in Python."""
 
 import csv
-import hashlib
 import io
-import json
 import math
 import operator
 import os
@@ -20,19 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm import config, console, distributed, files, images, rundir, runtime, sampling
+from ddpm import config, console, distributed, files, images, runtime, sampling
 from ddpm.distributed import World
 from ddpm.errors import ConfigError, DataError
 from ddpm.models import NO_LABEL, GaussianDiffusion
+from ddpm.runs import folders
 from ddpm.runs.loading import Model, load
+from ddpm.runs.trajectory import Trajectory
 from ddpm.samplers import Sampler, Thresholding
 
 Pixels = NDArray[np.uint8]
 Labels = Sequence[str | int] | NDArray[Any] | torch.Tensor
 SHOWN = 100
 """Images in grid.png, at most."""
-LOCK = ".lock"
-"""Held in the folder by who changes files that several calls share."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,11 @@ def sample(
 ) -> SampleResult:
     """Draw the images of seeds `seed` to `seed + num_images - 1` into a folder.
 
-    Writes {seed:06d}.png (png), images.csv (labels), grid.png, trajectory.gif (gif), samples.npz with arr_0 (N, H, W, C)
-    uint8, arr_1 labels and seeds (N,) int64 (npz), and recipe.json. What is not given is as the run recommends. A folder
-    that holds images of another recipe is refused; in one that was begun with other seeds, grid, trajectory and samples
-    are named by their seeds, such as grid-000064-000127.png. Several calls may write into one folder.
+    Writes {seed:06d}.png (png), images.csv (labels), grid.png, trajectory.gif and trajectory.png (gif), samples.npz with
+    arr_0 (N, H, W, C) uint8, arr_1 labels and seeds (N,) int64 (npz), and recipe.json. What is not given is as the run
+    recommends. A folder that holds images of another recipe is refused; in one that was begun with other seeds, grid,
+    trajectory and samples are named by their seeds, such as grid-000064-000127.png. Several calls may write into one
+    folder.
 
     Raises ConfigError, DataError, CheckpointError.
     """
@@ -81,8 +80,8 @@ def sample(
         recipe.sampler.path(model.diffusion.schedule)
         seeds = _seeds(seed, num_images)
         written = recipe.written(model)
-        target = Path(out or _default_folder(model, written))
-        suffix = str(world.broadcast(_claim(target, written, seeds) if world.is_main else None))
+        target = Path(out or folders.default(model, "samples", written))
+        suffix = str(world.broadcast(folders.claim(target, "sample", written, seeds) if world.is_main else None))
         start = time.perf_counter()
         say.info(f"{model.source} ({model.weights}): {num_images} images by {recipe.sampler.spec}.")
         machine.place(model.diffusion)
@@ -206,44 +205,6 @@ def _machine(device: str, precision: str, world: World) -> runtime.Runtime:
     return runtime.resolve(wanted.device, wanted.precision, processes=world.size, local_rank=world.local_rank)
 
 
-def _default_folder(model: Model, recipe: dict[str, Any]) -> Path:
-    """runs/NAME/samples/<sampler>-<step>-<digest of the recipe>: a folder for every recipe."""
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:6]
-    home = model.source.parent.parent if model.source.parent.name == "checkpoints" else Path()
-    return home / "samples" / f"{recipe['sampler'].partition(':')[0]}-{model.step:08d}-{digest}"
-
-
-def _claim(target: Path, recipe: dict[str, Any], seeds: range) -> str:
-    """Make the folder ours: new, or holding images of this very recipe; the suffix of files of these seeds together."""
-    _read_claim(target, recipe)
-    mine = [seeds.start, seeds.stop]
-    with files.Lock(target / LOCK, wait=True):
-        held = _read_claim(target, recipe)
-        if held is None:
-            rundir.write_json(target / "recipe.json", {**recipe, "seeds": mine})
-    return "" if held is None or held.get("seeds") == mine else f"-{seeds[0]:06d}-{seeds[-1]:06d}"
-
-
-def _read_claim(target: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """recipe.json, None in a new folder; raises DataError where the folder is not to be used."""
-    path = target / "recipe.json"
-    try:
-        held = rundir.read_json(path) if path.exists() else None
-        if held is None and target.is_dir() and any(inside.name != LOCK for inside in target.iterdir()):
-            raise DataError(
-                f"--out {target}: is not empty and was not written by `ddpm sample`; choose another folder."
-            )
-    except OSError as error:
-        raise DataError(f"--out {target}: cannot be used ({files.reason(error)}); choose another place.") from None
-    if held is None:
-        return None
-    same = isinstance(held, dict) and {**recipe, "seeds": None} == {**held, "seeds": None}
-    if not same:
-        differs = next((key for key in recipe if not isinstance(held, dict) or held.get(key) != recipe[key]), "it")
-        raise DataError(f"--out {target}: holds images of another recipe ({differs} differs); choose another folder.")
-    return dict(held)
-
-
 def _draw_all(
     model: Model,
     recipe: Recipe,
@@ -261,7 +222,7 @@ def _draw_all(
     kept = len(seeds) if npz else min(len(seeds), SHOWN)
     with _Pool(target, (kept, *model.diffusion.shape), world) as pool:
         steps = recipe.sampler.count(model.diffusion.schedule)
-        recorder = _Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
+        recorder = Trajectory(seeds[0] // recipe.chunk % world.size == world.rank, steps) if gif else None
         with say.progress("sampling", len(seeds), "images") as bar:
             for part in _parts(model.diffusion, recipe, machine, seeds, world, recorder):
                 for seed, image in zip(part.seeds, part.images, strict=True):
@@ -270,14 +231,14 @@ def _draw_all(
                     if seed - seeds[0] < kept:
                         pool.array[seed - seeds[0]] = image
                 if recorder is not None:
-                    recorder.close(target / f"trajectory{suffix}.gif")
+                    recorder.close(target, suffix)
                 bar.advance(len(part.seeds) * world.size)
         cycle = np.array(recipe.labels or range(model.diffusion.num_classes) or [0])
         labels = cycle[np.asarray(seeds) % len(cycle)]
         pool.sync()
         if world.is_main:
             columns = len(cycle) if 1 < len(cycle) <= 20 else None
-            with files.Lock(target / LOCK, wait=True):
+            with files.Lock(target / folders.LOCK, wait=True):
                 if model.diffusion.num_classes:
                     _write_table(target, seeds, labels, model.classes)
                 images.save_png(target / f"grid{suffix}.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
@@ -292,7 +253,7 @@ def _parts(
     machine: runtime.Runtime,
     seeds: Sequence[int],
     world: World,
-    recorder: "_Trajectory | None" = None,
+    recorder: Trajectory | None = None,
 ) -> Any:
     return sampling.generate(
         model,
@@ -354,27 +315,6 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
         else:
             for _ in range(shape[0]):
                 file.write(bytes(math.prod(shape[1:])))
-
-
-class _Trajectory:
-    """Frames of the first chunk on its way from noise to images, beside the x0 predicted at each step."""
-
-    def __init__(self, active: bool, steps: int, frames: int = 40) -> None:
-        self.active, self.last, self.stride = active, steps - 1, -(-steps // frames)
-        self.taken: list[Pixels] = []
-
-    def __call__(self, index: int, x: torch.Tensor, x0: torch.Tensor) -> None:
-        """Keep a frame of at most 16 images, at some of the steps and the last."""
-        if self.active and (self.last - index) % self.stride == 0:
-            pair = [images.grid(images.to_uint8(part[:16]).cpu().numpy()) for part in (x, x0)]
-            gap = np.full((*pair[0].shape[:2], 8), 255, np.uint8)
-            self.taken.append(np.concatenate([pair[0], gap, pair[1]], axis=2))
-
-    def close(self, path: Path) -> None:
-        """Write the GIF once, after the first chunk."""
-        if self.active and self.taken:
-            images.save_gif(path, self.taken, fps=12)
-        self.active, self.taken = False, []
 
 
 def _write_table(target: Path, seeds: range, labels: NDArray[np.int64], classes: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ def stack(folder: Path, seeds) -> np.ndarray:
 
 def test_files_are_named_by_seed(drawn):
     names = [f"{seed:06d}.png" for seed in range(5, 28)]
-    extra = [".lock", "grid.png", "images.csv", "recipe.json", "samples.npz", "trajectory.gif"]
+    extra = [".lock", "grid.png", "images.csv", "recipe.json", "samples.npz", "trajectory.gif", "trajectory.png"]
     assert sorted(path.name for path in drawn.out.iterdir()) == sorted([*names, *extra])
     assert stack(drawn.out, range(5, 28)).shape == (23, 1, 8, 8)
     assert drawn.num_images == 23
@@ -67,6 +67,16 @@ def test_the_grid_and_the_way_there(drawn):
         assert gif.n_frames == 3
 
 
+def test_the_grid_of_the_way_ends_in_the_images_themselves(trained, tmp_path):
+    out = runs.sample(trained, num_images=16, sampler="ddim:steps=12", out=tmp_path / "out").out
+    scale, padding, columns = 4, 2, 10
+    sheet, side = read_image(out / "trajectory.png"), 8 * scale + padding
+    assert sheet.shape == (1, 2 * 8 * side + padding, columns * side + padding)
+    last = sheet[:, padding:, -side:].reshape(1, 16, side, side)[:, :, :-padding:scale, :-padding:scale]
+    np.testing.assert_array_equal(last[0, 0::2], stack(out, range(8))[:, 0])  # x after the last step
+    np.testing.assert_array_equal(last[0, 1::2], stack(out, range(8))[:, 0])  # is the x0 predicted in it
+
+
 def test_the_recipe_holds_all_that_decides(drawn, trained):
     newest = trained / "checkpoints/step-00000006"
     held = json.loads((drawn.out / "recipe.json").read_text())
@@ -88,14 +98,14 @@ def test_the_recipe_holds_all_that_decides(drawn, trained):
 def test_an_image_depends_on_its_seed_alone(drawn, trained, tmp_path):
     out = runs.sample(trained, num_images=3, seed=14, out=tmp_path / "out", gif=False).out
     assert pngs(out) == {name: data for name, data in pngs(drawn.out).items() if name in pngs(out)}
-    assert not (out / "trajectory.gif").exists()
+    assert not list(out.glob("trajectory*"))
 
 
 def test_more_seeds_into_the_same_folder_are_added(trained, tmp_path):
     for seed in (4, 0):
         runs.sample(trained, num_images=4, seed=seed, out=tmp_path / "out", npz=True)
     assert list(pngs(tmp_path / "out")) == [f"{seed:06d}.png" for seed in range(8)]
-    together = ("grid{}.png", "trajectory{}.gif", "samples{}.npz")
+    together = ("grid{}.png", "trajectory{}.gif", "trajectory{}.png", "samples{}.npz")
     assert all((tmp_path / "out" / name.format(suffix)).exists() for name in together for suffix in ("", S_0_3))
     for suffix, seeds in (("", range(4, 8)), (S_0_3, range(4))):
         grid = images.grid(stack(tmp_path / "out", seeds), 10)
@@ -215,7 +225,7 @@ def test_two_processes_write_the_same_files(zygote, drawn, trained, tree, tmp_pa
         (tmp_path / str(processes)).mkdir()
         assert zygote.run(*given, cwd=tmp_path / str(processes), processes=processes).wait() == 0
     one, two = tree(tmp_path / "1/out"), tree(tmp_path / "2/out")
-    assert len(one) == 23 + 6
+    assert len(one) == 23 + 7
     for name in set(one) | set(two) - {"samples.npz"}:
         assert one.get(name) == two.get(name), name
     with np.load(tmp_path / "1/out/samples.npz") as a, np.load(tmp_path / "2/out/samples.npz") as b:
@@ -225,7 +235,7 @@ def test_two_processes_write_the_same_files(zygote, drawn, trained, tree, tmp_pa
 def test_without_classes_there_is_no_table_and_no_guidance(tiny, tmp_path):
     runs.train(tiny({"model.conditioning": "none", "train.steps": 1}), tmp_path / "run")
     out = runs.sample(tmp_path / "run", num_images=2, png=False, npz=True).out
-    names = [".lock", "grid.png", "recipe.json", "samples.npz", "trajectory.gif"]
+    names = [".lock", "grid.png", "recipe.json", "samples.npz", "trajectory.gif", "trajectory.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     with np.load(out / "samples.npz") as archive:
         assert archive.files == ["arr_0", "seeds"]
