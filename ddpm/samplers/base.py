@@ -109,10 +109,9 @@ class Sampler(Component, kind="sampler"):
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Draw images: `walk` along `path` from standard normal noise x (B, C, H, W)."""
-        schedule = predictor.schedule
-        return self.walk(
-            predictor, x * schedule.prior_std, self.path(schedule), condition, noise, thresholding, on_step
-        )
+        path = self.path(predictor.schedule)
+        x = x * predictor.schedule.start_std(path[0]).to(x)
+        return self.walk(predictor, x, path, condition, noise, thresholding, on_step)
 
     @torch.inference_mode()
     def walk(

@@ -13,6 +13,7 @@ from ddpm.schedules.base import (
     posterior_variance,
     step_variance,
 )
+from ddpm.schedules.continuous import ContinuousSchedule, VarianceExploding
 from ddpm.schedules.cosine import Cosine
 from ddpm.schedules.linear import Linear
 
@@ -20,12 +21,14 @@ import_submodules(__name__, __path__)
 
 __all__ = [
     "Beta",
+    "ContinuousSchedule",
     "Cosine",
     "DiscreteSchedule",
     "Level",
     "Linear",
     "Schedule",
     "Timesteps",
+    "VarianceExploding",
     "broadcast",
     "posterior",
     "posterior_coefficients",

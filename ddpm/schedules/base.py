@@ -59,8 +59,12 @@ class Schedule(Component, kind="schedule"):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of x at the noisiest level."""
-        return 1.0
+        """Standard deviation of the noise that sampling starts from, at the noisiest level."""
+        return float(self.start_std(self.at(torch.tensor(self.first, dtype=torch.float64))))
+
+    def start_std(self, level: Level) -> Tensor:
+        """Standard deviation of the noise that takes the place of x at a level, where sampling starts there."""
+        return torch.ones_like(level.sigma)
 
     @property
     def clean(self) -> Level:
@@ -89,7 +93,7 @@ class DiscreteSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         alpha = self.alphas_cumprod[-1].sqrt()
-        if not (self.log_snr.diff() < 0).all() or not self.log_snr.isfinite().all() or alpha < _SMALLEST_ALPHA:
+        if not (self.log_snr.diff() < 0).all() or not self.log_snr.isfinite().all() or alpha < SMALLEST_ALPHA:
             raise ConfigError(
                 f"schedule {self.spec!r}: its signal does not fall step by step from 1 to above 0; choose other betas or timesteps."
             )
@@ -161,7 +165,7 @@ def _tables(schedule: DiscreteSchedule, device: torch.device) -> tuple[Tensor, T
     return schedule.alphas_cumprod.to(device), schedule.log_snr.to(device)
 
 
-_SMALLEST_ALPHA = torch.finfo(torch.float32).tiny
+SMALLEST_ALPHA = torch.finfo(torch.float32).tiny
 """Below it float32 images hold no signal, and x0 = (x_t - sigma eps) / alpha has no meaning."""
 
 Timesteps = Annotated[int, Field(ge=2, le=100_000)]
