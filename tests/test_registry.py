@@ -227,7 +227,7 @@ def test_a_module_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
     ("kind", "spec", "fragments"),
     [
         (Schedule, "lineer", ["schedule 'lineer'", "did you mean 'linear'", "cosine"]),
-        (Schedule, "xyz", ["'xyz' is not known;", "choose from cosine, linear"]),
+        (Schedule, "xyz", ["'xyz' is not known;", "choose from ", "cosine", "linear"]),
         (Schedule, "linear:timestep=3", ["no option 'timestep'", "did you mean 'timesteps'", "beta_start"]),
         (Schedule, "linear:timesteps=ten", ["timesteps=ten", "integer"]),
         (Schedule, "linear:timesteps=1", ["timesteps=1", "greater than or equal to 2"]),
