@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm.objectives import Prediction
-from ddpm.schedules import Level, posterior
+from ddpm.objectives import Prediction, beside
+from ddpm.schedules import Level, posterior_coefficients, posterior_variance
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 """Elementwise errors by name: squared, absolute, Huber with delta = 1."""
@@ -44,22 +44,29 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor) -> Ten
     return torch.where(x0 < -0.999, log_cdf_upper, edges)
 
 
-def vlb_term(x0: Tensor, x_t: Tensor, level: Level, previous: Level, prediction: Prediction) -> Tensor:
-    """(B,) bits per dimension: L_{t-1} = KL(q(x_s | x_t, x0) || p(x_s | x_t)) (Ho et al. 2020, equation 5).
+def bound_terms(x0: Tensor, level: Level, previous: Level, prediction: Prediction, floor: Tensor) -> Tensor:
+    """(B,) float64 bits per dimension: the term of the bound that the step from t to s = `previous` adds.
 
-    For the step to the clean image it takes `decoder_term`. Images (B, C, H, W); levels (B,) or (), none of them clean.
+    KL(q(x_s | x_t, x0) || p(x_s | x_t)), or where s is the clean image -ln p(x0 | x_t), the discretised decoder: L_{t-1}
+    and L_0 of Ho et al. (2020), equation 5. The sum over a path, and `prior_term`, bound -log2 p(x0) per dimension.
+
+    Args:
+        x0: (B, C, H, W), 8-bit images in [-1, 1].
+        level, previous: (B,) or (); rows whose `previous` is the clean image may stand among others.
+        prediction: of x_t at `level`; its x0 is not clipped here.
+        floor: float64 (), what the decoder has for its zero beta-tilde: that of the step before it in the path, as Ho et
+            al. and Nichol & Dhariwal (2021) clip it, both in code; for a table, posterior_variance(at(1), at(0)).
     """
-    true_mean, variance = posterior(x0, x_t, level, previous)
-    mean, _ = posterior(prediction.x0, x_t, level, previous)
-    log_variance = variance.log().to(x0.device)
-    shaped = log_variance.reshape(log_variance.shape + (1,) * (x0.ndim - 1)) if log_variance.ndim else log_variance
-    found = prediction.log_variance(level, previous).expand_as(x0)
-    return in_bits(gaussian_kl(true_mean, shaped.expand_as(x0), mean, found))
-
-
-def decoder_term(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """(B,) bits per dimension: L_0 = -ln p(x0 | x_1), the discretised decoder (Ho et al. 2020, section 3.3)."""
-    return in_bits(-discretised_log_likelihood(x0, mean, 0.5 * log_variance))
+    clean = previous.sigma == 0
+    log_variance = prediction.log_variance(level, previous, floor=floor).expand_as(x0)
+    true_log_variance = torch.where(clean, floor, posterior_variance(level, previous)).log()
+    at_x0, _ = posterior_coefficients(level, previous)
+    difference = beside(at_x0, x0) * (x0 - prediction.x0)  # of the two means, which share their x_t
+    kl = gaussian_kl(difference, beside(true_log_variance, x0), torch.zeros_like(difference), log_variance)
+    if clean.ndim == 0 and not clean:
+        return in_bits(kl)
+    decoder = -discretised_log_likelihood(x0, prediction.x0, 0.5 * log_variance)
+    return in_bits(torch.where(beside(clean, x0), decoder, kl))
 
 
 def prior_term(x0: Tensor, level: Level) -> Tensor:

@@ -22,9 +22,9 @@ class Prediction:
 
     The variance of the reverse step is told in a form that holds for any two levels, so that a sampler may skip steps:
     variance_fraction places its logarithm between beta-tilde (0, fixed-small) and beta (1, fixed-large), as Nichol &
-    Dhariwal (2021), equation 15; a number or a tensor like x_t. x0_variance, where it is known, goes before it: the mean
-    over pixels and images of Var(x0 | x_t), a number or a tensor (B, 1, 1, 1), from which the best variance of any step
-    follows (Bao et al. 2022, Analytic-DPM, theorem 1).
+    Dhariwal (2021), equation 15; a number or a tensor like x_t. x0_variance, where it is known, goes before it: Var(x0 | x_t),
+    a number or a tensor that broadcasts with x_t, from which the best variance of any step follows (Bao et al. 2022,
+    Analytic-DPM, theorem 1).
     """
 
     x0: Tensor
@@ -32,22 +32,30 @@ class Prediction:
     variance_fraction: float | Tensor = 1.0
     x0_variance: float | Tensor | None = None
 
-    def log_variance(self, level: Level, previous: Level, fraction: float | Tensor | None = None) -> Tensor:
-        """ln of the variance of p(x_s | x_t), s < t and not the clean image; broadcasts with x_t, float64 or x_t's dtype.
+    def log_variance(
+        self, level: Level, previous: Level, fraction: float | Tensor | None = None, floor: Tensor | None = None
+    ) -> Tensor:
+        """ln of the variance of p(x_s | x_t) for s < t; broadcasts with x_t, float64.
 
-        `fraction`, where given, is used in place of what the prediction says of its variance.
+        Args:
+            level, previous: t and s; s is not the clean image unless `floor` is given.
+            fraction: where given, is used in place of what the prediction says of its variance.
+            floor: float64 (), the variance of the step to the clean image, whose beta-tilde is zero: it stands for beta-tilde
+                there, and for beta too where the fraction is a number (the clipping of Ho et al. 2020, code).
+
+        A variance below beta-tilde, which no data have, is beta-tilde / (1 + r) where one above it is beta-tilde (1 + r).
         """
-        small, large = (self._shaped(f(level, previous)) for f in (posterior_variance, step_variance))
-        if fraction is None and self.x0_variance is not None:
-            at_x0, _ = posterior_coefficients(level, previous)
-            return torch.log(small + self._shaped(at_x0) ** 2 * self.x0_variance)
+        small, large = posterior_variance(level, previous), step_variance(level, previous)
         share = self.variance_fraction if fraction is None else fraction
-        return share * large.log() + (1.0 - share) * small.log()
-
-    def _shaped(self, value: Tensor) -> Tensor:
-        """float64 (B,) or () -> the same beside images."""
-        value = value.to(self.x0.device)
-        return value.reshape(value.shape + (1,) * (self.x0.ndim - 1)) if value.ndim else value
+        if floor is not None:
+            clean = previous.sigma == 0
+            small = torch.where(clean, floor, small)
+            large = large if isinstance(share, Tensor) else torch.where(clean, floor, large)
+        low, high = beside(small.log(), self.x0), beside(large.log(), self.x0)
+        if fraction is None and self.x0_variance is not None:
+            ratio = beside(posterior_coefficients(level, previous)[0] ** 2 / small, self.x0) * self.x0_variance
+            return low + ratio.sign() * ratio.abs().log1p()
+        return share * high + (1.0 - share) * low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,3 +141,9 @@ def eps_from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:
     """The noise that x_t holds if x0 is the clean image: (x_t - alpha x0) / sigma."""
     at = level.like(x_t)
     return (x_t - at.alpha * x0) / at.sigma
+
+
+def beside(value: Tensor, x: Tensor) -> Tensor:
+    """float64 numbers of levels, (B,) or (), shaped to stand beside images x (B, ...), on its device, still float64."""
+    value = value.to(x.device)
+    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value

@@ -1,14 +1,18 @@
 """Losses as defined; the bound's terms against derivations of their own."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
+from torch import Tensor
 
-from ddpm.losses import LOSSES, discretised_log_likelihood, gaussian_kl, per_image_loss, prior_term, vlb_term
+from ddpm.losses import LOSSES, bound_terms, discretised_log_likelihood, gaussian_kl, per_image_loss, prior_term
 from ddpm.objectives import Prediction, eps_from_x0
-from ddpm.schedules import Schedule
+from ddpm.schedules import Schedule, posterior_variance
 
 
 def test_losses_are_as_defined() -> None:
@@ -57,22 +61,110 @@ def test_the_decoder_is_finite_far_from_the_mean() -> None:
     assert found.isfinite().all() and (found < -1000).all()
 
 
-def test_a_term_of_the_bound_is_the_squared_error_over_the_variance() -> None:
-    """Ho et al. (2020), equations 8 and 12: with the posterior's own variance the rest of the divergence is zero."""
-    schedule = Schedule.parse("linear")
-    generator = torch.Generator().manual_seed(1)
-    x0, eps, guess = torch.randn(3, 5, 1, 4, 4, generator=generator, dtype=torch.float64)
-    t = torch.tensor([1.0, 10.0, 300.0, 700.0, 999.0])
+class Tables:
+    """Ho et al. (2020), section 3, written down again in numpy; t counts from 0."""
+
+    def __init__(self, betas: np.ndarray) -> None:
+        self.betas, alphas = betas, 1 - betas
+        self.kept = np.cumprod(alphas)
+        before = np.append(1.0, self.kept[:-1])
+        self.tilde = betas * (1 - before) / (1 - self.kept)
+        self.log_tilde = np.log(np.append(self.tilde[1], self.tilde[1:]))
+        self.at_x0 = betas * np.sqrt(before) / (1 - self.kept)
+        self.at_x_t = (1 - before) * np.sqrt(alphas) / (1 - self.kept)
+
+    def term(self, x0: np.ndarray, x_t: np.ndarray, t: int, guess: np.ndarray, log_variance: np.ndarray) -> float:
+        """Bits per dimension of one image, by the definitions."""
+        mean = self.at_x0[t] * guess + self.at_x_t[t] * x_t
+        if t > 0:
+            truth = self.at_x0[t] * x0 + self.at_x_t[t] * x_t
+            log_ratio = log_variance - self.log_tilde[t]
+            kl = 0.5 * (log_ratio + np.exp(-log_ratio) + (truth - mean) ** 2 / np.exp(log_variance) - 1)
+            return float(kl.mean() / np.log(2))
+        deviation = np.exp(log_variance / 2)
+        above = np.where(x0 > 0.999, 1.0, ndtr((x0 + 1 / 255 - mean) / deviation))
+        below = np.where(x0 < -0.999, 0.0, ndtr((x0 - 1 / 255 - mean) / deviation))
+        return float(-np.log2(above - below).mean())
+
+
+LINEAR, COSINE = np.linspace(1e-4, 0.02, 1000), np.cos((np.arange(4001) / 4000 + 0.008) / 1.008 * np.pi / 2) ** 2
+BETAS = {"linear": LINEAR, "cosine:timesteps=4000": np.minimum(1 - COSINE[1:] / COSINE[:-1], 0.999)}
+VARIANCES: dict[str, Callable[[Tables, int, np.ndarray], np.ndarray]] = {
+    "fixed-large": lambda of, t, _: np.log(np.append(of.tilde[1], of.betas[1:]))[t],
+    "fixed-small": lambda of, t, _: of.log_tilde[t],
+    "learned-range": lambda of, t, v: (v + 1) / 2 * np.log(of.betas[t]) + (1 - v) / 2 * of.log_tilde[t],
+}
+"""ln of the variance at t: the first two as Ho et al. clip them, the third Nichol & Dhariwal (2021), equation 15."""
+
+
+def step(spec: str, steps: list[int], seed: int = 1) -> tuple[Tensor, ...]:
+    """8-bit x0, x_t, a guess of x0 near enough for the decoder, numbers in about (-1, 1), and the levels before and after."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(steps), 3, 4, 4)
+    x0 = torch.randint(0, 256, shape, generator=generator).double() / 127.5 - 1
+    eps, error, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor(steps, dtype=torch.float64)
+    at = Schedule.parse(spec).at(t).like(x0)
+    scale = torch.where(t > 0, 0.3, 0.004).reshape(-1, 1, 1, 1)
+    return x0, at.alpha * x0 + at.sigma * eps, x0 + scale * error, torch.tanh(v), t
+
+
+@pytest.mark.parametrize("spec", BETAS)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_terms_of_the_bound_are_those_of_the_tables(spec: str, variance: str, exactness: Any) -> None:
+    """Decoder, neighbours of the clean image and the noisiest steps, all in one batch."""
+    tables, schedule = Tables(BETAS[spec]), Schedule.parse(spec)
+    x0, x_t, guess, v, t = step(spec, [0, 1, 2, 10, 0, 300, 700, len(tables.betas) - 1])
     level, previous = schedule.at(t), schedule.at(t - 1)
-    at = level.like(x0)
-    x_t = at.alpha * x0 + at.sigma * eps
-    beta, alphas = schedule.betas[t.long()], 1 - schedule.betas[t.long()]  # type: ignore[attr-defined]
-    tilde = beta * (1 - schedule.alphas_cumprod[t.long() - 1]) / (1 - schedule.alphas_cumprod[t.long()])  # type: ignore[attr-defined]
-    factor = beta**2 / (2 * tilde * alphas * (1 - schedule.alphas_cumprod[t.long()]))  # type: ignore[attr-defined]
-    expected = factor * (eps - guess).square().flatten(1).mean(1) / math.log(2)
-    predicted = (x_t - at.sigma * guess) / at.alpha
-    found = vlb_term(x0, x_t, level, previous, Prediction(predicted, eps_from_x0(predicted, x_t, level), 0.0))
-    assert (found / expected - 1).abs().max() < 1e-9
+    fraction = {"fixed-large": 1.0, "fixed-small": 0.0, "learned-range": (v + 1) / 2}[variance]
+    prediction = Prediction(guess, eps_from_x0(guess, x_t, level), fraction)
+    floor = posterior_variance(schedule.at(torch.tensor(1.0)), schedule.at(torch.tensor(0.0)))
+    found = bound_terms(x0, level, previous, prediction, floor)
+    rows = zip(*(value.numpy() for value in (x0, x_t, t.long(), guess, v)), strict=True)
+    expected = [tables.term(a, b, i, c, VARIANCES[variance](tables, i, d)) for a, b, i, c, d in rows]
+    difference = np.abs(found.numpy() / expected - 1).max()
+    exactness(f"bound terms, {variance}", f"numpy tables of Ho et al., {spec.split(':')[0]}", "exact", difference, 1e-6)
+
+
+def test_one_level_for_all_images_gives_the_same_terms() -> None:
+    schedule = Schedule.parse("linear")
+    floor = posterior_variance(schedule.at(torch.tensor(1.0)), schedule.at(torch.tensor(0.0)))
+    for i in (0, 1, 500):
+        x0, x_t, guess, v, t = step("linear", [i] * 3)
+        for fraction in (1.0, (v + 1) / 2):
+            prediction = Prediction(guess, eps_from_x0(guess, x_t, schedule.at(t)), fraction)
+            each = bound_terms(x0, schedule.at(t), schedule.at(t - 1), prediction, floor)
+            single = bound_terms(x0, schedule.at(t[0]), schedule.at(t[0] - 1), prediction, floor)
+            torch.testing.assert_close(single, each, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.3, "map"])
+def test_with_the_true_moments_a_term_is_the_entropy_that_is_lost(variance: Any) -> None:
+    """Any two levels: with Var(x_s | x_t) = beta-tilde + c^2 Var(x0 | x_t) and an error of that size, KL = log-ratio / 2
+    on average (Bao et al. 2022, proof of theorem 1)."""
+    schedule = Schedule.parse("linear")
+    x0, x_t, _, v, _ = step("linear", [600] * 4)
+    of_x0 = v.square() if variance == "map" else torch.full_like(x0, variance)
+    level, previous = schedule.at(torch.tensor(600.0)), schedule.at(torch.tensor(400.0))
+    guess = x0 - of_x0.sqrt()  # its squared error is what it says it is
+    prediction = Prediction(guess, eps_from_x0(guess, x_t, level), x0_variance=of_x0 if variance == "map" else variance)
+    found = bound_terms(x0, level, previous, prediction, torch.tensor(1e-4))
+    snr = previous.alpha**2 / previous.sigma**2 - level.alpha**2 / level.sigma**2
+    expected = 0.5 * torch.log2(1 + snr * of_x0).flatten(1).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_the_gradient_of_a_term_is_finite_far_from_the_image() -> None:
+    """At every level, decoder and divergence alike, whichever of the two a row uses."""
+    x0, _, _, _, t = step("linear", [0, 0, 1, 999])
+    schedule = Schedule.parse("linear")
+    guess, fraction = (torch.full_like(x0, value).requires_grad_() for value in (-30.0, 0.5))
+    prediction = Prediction(guess, torch.zeros_like(x0), fraction)
+    found = bound_terms(x0, schedule.at(t), schedule.at(t - 1), prediction, torch.tensor(5e-5))
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert guess.grad is not None and guess.grad.isfinite().all() and (guess.grad != 0).all()
+    assert fraction.grad is not None and fraction.grad.isfinite().all()
 
 
 def test_the_prior_term_of_white_noise_is_zero() -> None:
