@@ -6,7 +6,7 @@ network's output back into x0 and eps. With x_t = alpha x0 + sigma eps each of x
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -65,6 +65,9 @@ class Objective(Component, kind="objective"):
     label_scale multiplies t to give the network's noise label (1000 / T where a model was trained with rescaled times).
     """
 
+    needs_signal: ClassVar[bool] = False
+    """Whether x0 is found by dividing by alpha, which no level may then have at 0."""
+
     label_scale: Annotated[float, Field(gt=0)] = 1.0
 
     def condition(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -84,6 +87,8 @@ class Objective(Component, kind="objective"):
 @register("eps")
 class Epsilon(Objective):
     """The network predicts the noise (Ho et al. 2020, equation 14)."""
+
+    needs_signal = True
 
     def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
         return eps

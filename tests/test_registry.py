@@ -114,10 +114,11 @@ def test_every_component_builds_prints_and_parses_back(kind: type[Component], na
 
 
 def test_the_kinds_hold_what_the_documents_name() -> None:
-    assert {"linear", "cosine"} <= set(Schedule.names())
+    tables = {"linear", "scaled-linear", "quadratic", "cosine", "sigmoid", "sigmoid-beta", "constant", "jsd", "warmup"}
+    assert tables | {"zero-snr", "edm", "ve", "vp", "laplace"} <= set(Schedule.names())
     assert {"eps", "x0", "v", "xprev"} <= set(Objective.names())
     assert {"ddpm", "ddim"} <= set(Sampler.names())
-    assert {"trailing", "leading", "linspace", "quadratic"} <= set(Grid.names())
+    assert {"trailing", "leading", "linspace", "quadratic", "log-snr", "karras", "custom"} <= set(Grid.names())
     assert {"digits", "fashion-mnist", "mnist", "cifar10", "folder", "npz", "shapes"} <= set(Dataset.names())
     assert {"constant", "warmup"} <= set(EMADecay.names())
 
@@ -240,7 +241,7 @@ def test_a_module_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
         (Schedule, "linear:=3", ["cannot read '=3'"]),
         (Schedule, "linear:timesteps=3,timesteps=4", ["'timesteps' stands twice"]),
         (Schedule, "linear timesteps=3", ["cannot read the spec", "name:key=value"]),
-        (Schedule, "", ["schedule: expected a spec such as 'cosine'"]),
+        (Schedule, "", ["schedule: expected a spec such as 'constant'"]),
         (Schedule, 3, ["schedule: expected a spec", "found 3"]),
         (Schedule, None, ["found None"]),
         (Sampler, "ddim:grid=trailling", ["grid 'trailling'", "did you mean 'trailing'"]),

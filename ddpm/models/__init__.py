@@ -24,7 +24,8 @@ def build_diffusion(
 ) -> GaussianDiffusion:
     """The model that a config describes, for images (C, H, W), its weights drawn from `seed`.
 
-    Raises ConfigError: an unknown component, an option out of range, or conditioning without classes.
+    Raises ConfigError: an unknown component, an option out of range, conditioning without classes, or an objective that
+    its schedule leaves without an answer.
     """
     if model.conditioning == "auto":
         model = model.model_copy(update={"conditioning": "global" if num_classes else "none"})
@@ -34,6 +35,10 @@ def build_diffusion(
             f"--model.conditioning={model.conditioning} needs a data set with classes; this one has none."
         )
     schedule, objective = Schedule.parse(diffusion.schedule), Objective.parse(diffusion.objective)
+    if objective.needs_signal and schedule.zero_terminal_snr:
+        raise ConfigError(
+            f"--diffusion.objective={objective.name} divides by alpha, which is 0 at the last time of schedule {schedule.name!r}: use v or x0."
+        )
     num_labels = (num_classes + (diffusion.label_drop > 0)) if conditional else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -72,6 +72,11 @@ class Schedule(Component, kind="schedule"):
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         return Level(-one, one, zero, torch.full_like(one, math.inf))
 
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the noisiest level holds no signal: alpha = 0, log-SNR -inf (Lin et al. 2024)."""
+        return not self.at(torch.tensor(self.first, dtype=torch.float64)).alpha
+
     @abstractmethod
     def at(self, t: Tensor) -> Level:
         """Levels at real times t, a tensor of any shape; a negative t is the clean image."""
@@ -86,14 +91,18 @@ class Schedule(Component, kind="schedule"):
 
 
 class DiscreteSchedule(Schedule):
-    """A schedule given by a table of betas (Ho et al. 2020, section 2); between its entries log-SNR is interpolated."""
+    """A schedule given by a table of betas (Ho et al. 2020, section 2); between its entries log-SNR is interpolated.
+
+    The last beta may be 1: then the last entry is noise alone, and alpha falls to it in a straight line.
+    """
 
     timesteps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alpha = self.alphas_cumprod[-1].sqrt()
-        if not (self.log_snr.diff() < 0).all() or not self.log_snr.isfinite().all() or alpha < SMALLEST_ALPHA:
+        alpha = self.alphas_cumprod.sqrt()
+        faint = alpha[-2] < SMALLEST_ALPHA or 0 < alpha[-1] < SMALLEST_ALPHA
+        if not (self.log_snr.diff() < 0).all() or self.log_snr[0].isinf() or faint:
             raise ConfigError(
                 f"schedule {self.spec!r}: its signal does not fall step by step from 1 to above 0; choose other betas or timesteps."
             )
@@ -132,7 +141,10 @@ class DiscreteSchedule(Schedule):
         alpha2, log_snr = _tables(self, t.device)
         low = t.floor().clamp(0, self.timesteps - 1).long()
         high = t.ceil().clamp(0, self.timesteps - 1).long()
-        between = torch.lerp(log_snr[low], log_snr[high], (t - low).clamp(0, 1))
+        along = (t - low).clamp(0, 1)
+        between = torch.lerp(log_snr[low], log_snr[high], along)
+        fading = torch.logit(alpha2[low] * (1.0 - along) ** 2)
+        between = torch.where(alpha2[high] == 0, fading, between)
         exact = low == high
         value = torch.where(exact, log_snr[low], between)
         alpha = torch.where(exact, alpha2[low].sqrt(), torch.sigmoid(value).sqrt())
@@ -147,11 +159,14 @@ class DiscreteSchedule(Schedule):
 
     def t_of(self, log_snr: Tensor) -> Tensor:
         """Real t in [0, T - 1] whose log-SNR this is (clamped to the table's range), or -1 for +inf."""
-        _, table = _tables(self, log_snr.device)
+        alpha2, table = _tables(self, log_snr.device)
         rising = -table
         index = torch.searchsorted(rising, -log_snr.to(torch.float64)).clamp(1, self.timesteps - 1)
         above, below = table[index - 1], table[index]
-        t = (index - 1) + ((above - log_snr) / (above - below)).clamp(0, 1)
+        along = (above - log_snr) / (above - below)
+        fading = 1.0 - (torch.sigmoid(log_snr) / alpha2[index - 1]).sqrt()
+        along = torch.where(alpha2[index] == 0, fading, along)
+        t = (index - 1) + along.clamp(0, 1)
         return torch.where(torch.isposinf(log_snr), torch.full_like(t, -1.0), t)
 
     def draw(self, u: Tensor) -> Tensor:

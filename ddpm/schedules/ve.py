@@ -10,7 +10,7 @@ from ddpm.schedules.continuous import LAST_TIME, Sigma, VarianceExploding
 
 @register("ve")
 class VE(VarianceExploding):
-    """alpha = 1 and sigma(t) = sigma_min (sigma_max / sigma_min)^(t/999) (Song et al. 2021b, equation 31).
+    """alpha = 1 and sigma(t) = sigma_min (sigma_max / sigma_min)^(t/999) (Song et al. 2021b, appendix C).
 
     Their 0.01 to 50 for images in [0, 1] are 0.02 to 100 for [-1, 1] (Karras et al. 2022, table 1).
     """

@@ -69,6 +69,12 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("duration", train("--stop-after=soon"), 2, "is not a duration"),
     ("schedule", train("--diffusion.schedule=linearr"), 2, "did you mean 'linear'?"),
     ("option", train("--diffusion.schedule=linear:steps=5"), 2, "steps"),
+    (
+        "zero terminal SNR",
+        train("--dry-run", "--diffusion.schedule=zero-snr", "--diffusion.objective=eps"),
+        2,
+        "--diffusion.objective=eps divides by alpha, which is 0 at the last time of schedule 'zero-snr': use v or x0.",
+    ),
     ("objective", train("--diffusion.objective=epsilon"), 2, "objective 'epsilon' is not known"),
     ("network", train("--model.network=unett"), 2, "did you mean 'unet'?"),
     ("network module", train("--model.network=no_such.module:Net"), 2, "cannot be imported"),

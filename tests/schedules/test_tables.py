@@ -1,6 +1,7 @@
 """Noise schedules against diffusers' tables, the papers' formulas and the laws that any two levels obey."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,7 +29,16 @@ SPECS = [
     "cosine",
     "cosine:timesteps=50,s=0.02",
     "cosine:timesteps=4000",
+    "quadratic",
+    "scaled-linear",
+    "sigmoid",
+    "sigmoid:start=0,end=3,tau=0.3",
+    "sigmoid-beta",
+    "constant",
+    "warmup",
+    "warmup:fraction=0.5",
 ]
+Exactness = Callable[[str, str, str, float, float], None]
 PAIRS = [(1, 0), (999, 998), (999, 0), (500, 20), (3, 1), (17, -1), (0, -1), (999, -1)]
 
 
@@ -47,33 +57,93 @@ def every(schedule: DiscreteSchedule) -> Level:
     return schedule.at(torch.arange(schedule.timesteps))
 
 
-@pytest.mark.parametrize(("spec", "name"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
-@pytest.mark.parametrize("timesteps", [50, 1000])
-def test_tables_are_those_of_diffusers(spec: str, name: str, timesteps: int) -> None:
+def table(spec: str) -> DiscreteSchedule:
+    found = Schedule.parse(spec)
+    assert isinstance(found, DiscreteSchedule)
+    return found
+
+
+def furthest(ours: Tensor, theirs: Tensor | np.ndarray) -> float:
+    """The largest relative difference."""
+    return float((ours / torch.as_tensor(theirs).double() - 1).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "ends"),
+    [
+        ("linear", "linear", (1e-4, 0.02)),
+        ("scaled-linear", "scaled_linear", (0.00085, 0.012)),
+        ("quadratic", "scaled_linear", (1e-4, 0.02)),
+        ("cosine", "squaredcos_cap_v2", (1e-4, 0.02)),
+        ("sigmoid-beta", "sigmoid", (1e-4, 0.02)),
+    ],
+)
+def test_tables_are_those_of_diffusers(spec: str, name: str, ends: tuple[float, float], exactness: Exactness) -> None:
+    """Theirs are float32."""
     from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(timesteps, beta_schedule=name)
-    ours = Schedule.parse(f"{spec}:timesteps={timesteps}")
-    assert isinstance(ours, DiscreteSchedule)
-    torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=2e-4, atol=1e-7)
+    worst = 0.0
+    for timesteps in (50, 1000):
+        theirs = DDPMScheduler(timesteps, beta_schedule=name, beta_start=ends[0], beta_end=ends[1])
+        worst = max(worst, furthest(table(f"{spec}:timesteps={timesteps}").betas, theirs.betas))
+        kept = table(f"{spec}:timesteps={timesteps}").alphas_cumprod
+        torch.testing.assert_close(kept.float(), theirs.alphas_cumprod, rtol=2e-4, atol=1e-7)
+    exactness(f"schedule {spec}", f"diffusers {name}", "exact", worst, 1e-5)
 
 
-def test_the_linear_table_is_that_of_ho_et_al() -> None:
+def test_a_constant_beta_leaves_a_geometric_sequence(exactness: Exactness) -> None:
+    kept = 0.98 ** np.arange(1, 1001)
+    exactness(
+        "schedule constant", "geometric sequence", "exact", furthest(table("constant").alphas_cumprod, kept), 1e-11
+    )
+
+
+def test_a_quadratic_table_adds_up_as_sums_of_squares_do(exactness: Exactness) -> None:
+    """The sum of (a + i h)^2 over i < T is T a^2 + a h T (T - 1) + h^2 T (T - 1) (2 T - 1) / 6."""
+    a, h, n = 0.01, (math.sqrt(0.02) - 0.01) / 999, 1000
+    total = n * a**2 + a * h * n * (n - 1) + h**2 * n * (n - 1) * (2 * n - 1) / 6
+    difference = abs(float(table("quadratic").betas.sum()) / total - 1)
+    exactness("schedule quadratic", "sum of squares", "exact", difference, 1e-12)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_a_warm_up_rises_in_a_line_then_stays(fraction: float, exactness: Exactness) -> None:
+    rise = round(1000 * fraction)
+    wanted = np.interp(np.arange(1000), [0, rise - 1], [1e-4, 0.02])
+    difference = furthest(table(f"warmup:fraction={fraction}").betas, wanted)
+    exactness("schedule warmup", f"two line segments, {fraction}", "exact", difference, 1e-12)
+    assert (table("warmup:fraction=0").betas == 0.02).all()
+
+
+def test_the_sigmoid_table_is_that_of_chen(exactness: Exactness) -> None:
+    """From hyperbolic tangents, 2 sigmoid(x) = 1 + tanh(x / 2); the last beta, which is 1, is capped."""
+    for start, end, tau in ((-3, 3, 1), (0, 3, 0.3), (-3, 3, 0.7)):
+        u = np.arange(1001) / 1000
+        bend = np.tanh((start + (end - start) * u) / tau / 2)
+        kept = (bend[-1] - bend) / (bend[-1] - bend[0])
+        ours = table(f"sigmoid:start={start},end={end},tau={tau}")
+        difference = np.abs(ours.alphas_cumprod.numpy()[:-1] - kept[1:-1]).max()
+        exactness("schedule sigmoid", f"tanh form, {start}/{end}/{tau}", "exact", difference, 1e-12)
+        assert float(ours.betas[-1]) == 0.999
+
+
+def test_the_linear_table_is_that_of_ho_et_al(exactness: Exactness) -> None:
     betas = np.linspace(1e-4, 0.02, 1000)
     assert np.abs(Linear().betas.numpy() - betas).max() < 1e-15
     kept = np.array([math.prod(1 - betas[: t + 1]) for t in range(1000)])
     level = every(Linear())
     assert np.abs(level.alpha.numpy() ** 2 - kept).max() < 1e-12
     assert np.abs(level.sigma.numpy() ** 2 - (1 - kept)).max() < 1e-12
-    assert np.abs(level.log_snr.numpy() - np.log(kept / (1 - kept))).max() < 1e-11
+    difference = np.abs(level.log_snr.numpy() - np.log(kept / (1 - kept))).max()
+    exactness("schedule linear", "Ho et al. 2020, section 4", "exact", difference, 1e-11)
     assert kept[-1] == pytest.approx(4.0e-5, rel=0.02)
 
 
-def test_the_cosine_table_is_that_of_nichol_and_dhariwal() -> None:
+def test_the_cosine_table_is_that_of_nichol_and_dhariwal(exactness: Exactness) -> None:
     f = np.array([math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)])
     betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    assert np.abs(Cosine().betas.numpy() - betas).max() < 1e-12
+    difference = np.abs(Cosine().betas.numpy() - betas).max()
+    exactness("schedule cosine", "Nichol & Dhariwal 2021, eq. 17", "exact", difference, 1e-12)
     assert np.abs(Cosine().alphas_cumprod.numpy()[:-1] - (f[1:] / f[0])[:-1]).max() < 1e-12
     assert float(Cosine().betas[-1]) == 0.999
 
@@ -140,7 +210,7 @@ def test_step_variance_of_neighbours_is_beta(schedule: DiscreteSchedule) -> None
     assert ((found - schedule.betas).abs() / schedule.betas).max() < 1e-9
 
 
-@pytest.mark.parametrize("spec", ["linear", "cosine"])
+@pytest.mark.parametrize("spec", ["linear", "cosine", "zero-snr"])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_step_variance_is_what_the_two_levels_say(spec: str, t: int, s: int) -> None:
     schedule = Schedule.parse(spec)
@@ -149,11 +219,10 @@ def test_step_variance_is_what_the_two_levels_say(spec: str, t: int, s: int) -> 
     assert float((step_variance(level, previous) - expected).abs()) < 1e-14
 
 
-@pytest.mark.parametrize("spec", ["linear", "cosine"])
+@pytest.mark.parametrize("spec", ["linear", "cosine", "zero-snr", "jsd"])
 def test_the_posterior_is_that_of_ho_et_al(spec: str) -> None:
     """Equations 6 and 7, from betas alone."""
-    schedule = Schedule.parse(spec)
-    assert isinstance(schedule, DiscreteSchedule)
+    schedule = table(spec)
     betas = schedule.betas.numpy()
     kept = np.cumprod(1 - betas)
     before = np.append(1.0, kept[:-1])
@@ -173,7 +242,7 @@ def test_the_posterior_is_that_of_ho_et_al(spec: str) -> None:
     assert np.abs(found_variance.numpy() - variance).max() < 1e-10
 
 
-@pytest.mark.parametrize("spec", ["linear", "cosine"])
+@pytest.mark.parametrize("spec", ["linear", "cosine", "zero-snr"])
 @pytest.mark.parametrize(("t", "s"), [pair for pair in PAIRS if pair[1] >= 0])
 def test_the_posterior_is_gaussian_conditioning(spec: str, t: int, s: int) -> None:
     """x_s = a_s x0 + sigma_s e and x_t = r x_s + b e' given x0: condition the joint normal on x_t, for skipped steps too."""
@@ -191,7 +260,7 @@ def test_the_posterior_is_gaussian_conditioning(spec: str, t: int, s: int) -> No
     assert float(found[1]) == pytest.approx(variance, abs=1e-12)
 
 
-@pytest.mark.parametrize("spec", ["linear", "cosine"])
+@pytest.mark.parametrize("spec", ["linear", "cosine", "zero-snr"])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_the_posterior_averaged_over_x_t_is_the_forward_process(spec: str, t: int, s: int) -> None:
     schedule = Schedule.parse(spec)
@@ -232,8 +301,11 @@ def test_levels_take_the_shape_of_images() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "linear:timesteps=20,scaled=true",
+        "linear:timesteps=19,scaled=true",
         "linear:timesteps=10,scaled=true",
+        "constant:beta=0.9",
+        "sigmoid:start=1,end=1",
+        "zero-snr:table=constant(beta=1e-17)",
         "linear:beta_start=1e-300",
         "linear:timesteps=100000",
         "cosine:timesteps=2,max_beta=1e-17",
