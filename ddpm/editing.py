@@ -1,7 +1,7 @@
 """Editing: filling parts of an image in, variations, inversion, interpolation, removal of noise.
 
 `Walker` has the algorithms, on float images of any predictor. `Editor` is what they are used through: uint8 images and
-a seed for each come in, uint8 images go out, and an image depends on what it is made from and on its seed alone.
+a seed for each go in, uint8 images come out, and each depends on what it is made from and on its seed alone.
 """
 
 import math
@@ -18,54 +18,58 @@ from torch import Tensor
 from ddpm.errors import ConfigError
 from ddpm.images import to_float, to_uint8
 from ddpm.models.diffusion import Predictor
-from ddpm.randomness import Stream
+from ddpm.randomness import Stream, seed_array
 from ddpm.runtime import Runtime
 from ddpm.samplers import OnStep, Sampler, Thresholding
-from ddpm.schedules import DiscreteSchedule, Level, Schedule, step_variance
+from ddpm.samplers.ddim import DDIM
+from ddpm.schedules import Level, Schedule, step_variance
 
 Pixels = NDArray[np.uint8]
 Blend = Literal["lerp", "slerp"]
 Watch = Callable[[int], OnStep]
 """watch(steps) -> on_step: called when a walk of so many steps begins."""
+CLIP = Thresholding.parse("clip")
 
 
-def level_at(schedule: Schedule, fraction: float) -> Level:
-    """The level at this part of the schedule's time: 0 the least noise, 1 the most; of a table, one of its entries."""
-    if not 0 <= fraction <= 1:
-        raise ConfigError(f"a noise level of {fraction:g} is wrong: it must be from 0 (no noise) to 1 (only noise).")
-    t = schedule.last + fraction * (schedule.first - schedule.last)
-    return schedule.at(torch.tensor(round(t) if isinstance(schedule, DiscreteSchedule) else t, dtype=torch.float64))
+def level_at(path: Sequence[Level], share: float) -> Level:
+    """The level from which a sampler walks this share of its steps, at least one: 1 is the noisiest of its path.
+
+    Raises ConfigError: a share that is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"a noise level of {share:g} is wrong: it must be above 0 and at most 1, which is only noise."
+        )
+    steps = len(path) - 1
+    return path[steps - max(1, round(share * steps))]
 
 
 def level_of_noise(schedule: Schedule, sigma: float) -> Level:
     """The level at which an image with noise of this deviation stands, times its alpha: sigma_t / alpha_t = sigma.
 
-    sigma is in the units of images in [-1, 1]. Raises ConfigError outside of what the schedule covers.
+    sigma is in grey levels of 255. Raises ConfigError outside of what the schedule covers.
     """
-    least, most = (_noise_of(schedule.at(torch.tensor(t, dtype=torch.float64))) for t in (schedule.last, schedule.first))
+    ends = schedule.at(torch.tensor([schedule.last, schedule.first], dtype=torch.float64))
+    least, most = (ends.sigma / ends.alpha * 127.5).tolist()
     if not least <= sigma <= most:
         raise ConfigError(
-            f"noise of sigma {sigma * 127.5:.3g} is outside of what this model was trained on, "
-            f"{least * 127.5:.3g} to {most * 127.5:.3g} grey levels of 255."
+            f"noise of {sigma:.3g} grey levels is not what this model can take away: it knows {least:.2g} to {most:.3g}."
         )
-    return schedule.at(schedule.t_of(torch.tensor(-2 * math.log(sigma), dtype=torch.float64)))
-
-
-def levels_below(sampler: Sampler, schedule: Schedule, start: Level) -> list[Level]:
-    """The path from `start` down to the clean image by the levels that the sampler visits."""
-    return [start, *(level for level in sampler.path(schedule) if level.log_snr > start.log_snr)]
+    return schedule.at(schedule.t_of(torch.tensor(-2 * math.log(sigma / 127.5), dtype=torch.float64)))
 
 
 def resampled(path: Sequence[Level], jump: int, resamplings: int) -> list[Level]:
-    """A falling path with RePaint's jumps (Lugmayr et al. 2022, appendix B, figure 9).
+    """A falling path with RePaint's jumps (Lugmayr et al. 2022, appendix B and code).
 
     At every `jump`-th level, counted from the least noisy one, it goes back up by `jump` levels, `resamplings` - 1 times.
     Raises ConfigError where the path is too short for that.
     """
     if resamplings > 1 and jump > len(path) - 2:
-        raise ConfigError(f"a jump of {jump} steps needs a sampler of more steps than its {len(path) - 1}.")
+        raise ConfigError(
+            f"a jump of {jump} levels needs a sampler of more than {jump} steps, not {len(path) - 1}; choose a shorter one."
+        )
     walked, place = [path[0]], 0
-    left = {n: resamplings - 1 for n in range(len(path) - 2, jump - 1, -jump)}
+    left = dict.fromkeys(range(len(path) - 2, jump - 1, -jump), resamplings - 1)
     while place < len(path) - 1:
         place += 1
         walked.append(path[place])
@@ -77,14 +81,14 @@ def resampled(path: Sequence[Level], jump: int, resamplings: int) -> list[Level]
 
 
 def estimate_sigma(image: Pixels) -> float:
-    """The deviation of white noise in an image, uint8 (C, H, W), in grey levels of 255.
+    """The deviation of the white noise in an image, uint8 (C, H, W), in grey levels of 255.
 
-    The median of the diagonal details of a Haar wavelet, divided by 0.6745 (Donoho & Johnstone 1994, section 4.2): edges
-    are few, so the median is the noise's. Noise that was cut off at black or white counts for less than it was.
+    The median of the finest diagonal details of a Haar wavelet over 0.6745 (Donoho & Johnstone 1994): edges are few, so the
+    median is the noise's. Noise that was cut off at black or white counts for less than it was.
     """
     even = image[:, : image.shape[1] // 2 * 2, : image.shape[2] // 2 * 2].astype(np.float64)
     a, b, c, d = (even[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
-    return float(np.median(np.abs(a - b - c + d)) / 2 / 0.6745)
+    return float(np.median(np.abs(a - b - c + d) / 2) / 0.6745)
 
 
 def psnr(images: Pixels, others: Pixels) -> float:
@@ -94,12 +98,12 @@ def psnr(images: Pixels, others: Pixels) -> float:
 
 
 def slerp(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """Spherical interpolation of each image (B, ...), weights (B,) from 0 to 1 (Shoemake 1985; Song et al. 2021, appendix D.5)."""
-    a, b = first.flatten(1), second.flatten(1)
+    """Spherical interpolation (Shoemake 1985) of images (B, ...) each seen as one vector; weight (B, 1, 1, 1), 0 the first."""
+    a, b, w = first.flatten(1), second.flatten(1), weight.flatten(1)
     cosine = (a * b).sum(1, keepdim=True) / (a.norm(dim=1, keepdim=True) * b.norm(dim=1, keepdim=True))
-    angle = cosine.clamp(-1, 1).acos()
-    w = weight[:, None].to(a.dtype)
-    return (((1 - w) * angle).sin() * a + (w * angle).sin() * b).div(angle.sin()).reshape(first.shape)
+    angle = cosine.acos()
+    turned: Tensor = (((1 - w) * angle).sin() * a + (w * angle).sin() * b) / angle.sin()
+    return turned.reshape(first.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,49 +123,45 @@ class Walker:
     sampler: Sampler
     noise: Callable[[str, int], Tensor]
     condition: Tensor | None = None
-    thresholding: Thresholding = Thresholding.parse("clip")
+    thresholding: Thresholding = CLIP
     watch: Watch | None = None
 
     @property
-    def schedule(self) -> Schedule:
-        """The model's noise levels."""
-        return self.predictor.schedule
-
-    def encode(self, x0: Tensor, level: Level) -> Tensor:
-        """x_t of q(x_t | x0) (Ho et al. 2020, equation 4), with the noise that `ddpm sample` starts from."""
-        return _noised(x0, level, self.noise("sample", 0))
+    def path(self) -> list[Level]:
+        """The sampler's levels, from the noisiest to the clean image."""
+        return self.sampler.path(self.predictor.schedule)
 
     def decode(self, x: Tensor, start: Level) -> Tensor:
         """From x at `start` down to images, by the sampler's own levels below it."""
-        path = levels_below(self.sampler, self.schedule, start)
+        path = [start, *(level for level in self.path if level.log_snr > start.log_snr)]
         return self._walk(x, path, self.watch(len(path) - 1) if self.watch else None)
 
     def sdedit(self, guide: Tensor, start: Level) -> Tensor:
-        """SDEdit (Meng et al. 2022, algorithm 1): the guide is noised to `start` and walked down from there."""
-        return self.decode(self.encode(guide, start), start)
+        """SDEdit (Meng et al. 2022, algorithm 1): the guide is noised to `start`, and walked down from there."""
+        return self.decode(_noised(guide, start, self.noise("sample", 0)), start)
 
     def repaint(self, known: Tensor, fill: Tensor, jump: int, resamplings: int) -> Tensor:
         """RePaint (Lugmayr et al. 2022, algorithm 1): images whose parts outside `fill` are those of `known`.
 
-        After each step down the known part is put in anew, noised to the level reached (equation 8a); jumps back up
-        (see `resampled`) let both parts come to agree. The sampler starts afresh at each step, so one that remembers
-        earlier steps takes its first step each time.
+        After each step down the known part is put in anew, noised to the level reached (equation 8a; the algorithm's line 5
+        forgets a root). Jumps back up let both parts come to agree: see `resampled`. The sampler starts afresh at each
+        step, so one that remembers earlier steps takes its first step each time.
 
         Args:
             known: (B, C, H, W).
             fill: bool, broadcasts with it; True where the image is to be made.
             jump: levels of a jump (the paper's j).
-            resamplings: visits of each stretch (the paper's r or U); 1: no jumps.
+            resamplings: visits of each stretch of levels (the paper's r); 1 makes no jumps.
         """
-        path = resampled(self.sampler.path(self.schedule), jump, resamplings)
+        path = resampled(self.path, jump, resamplings)
         steps = list(pairwise(path))
         on_step = self.watch(sum(not _rises(*step) for step in steps)) if self.watch else None
-        x = self.noise("sample", 0) * self.schedule.prior_std
+        x = self.predictor.schedule.start_std(path[0]) * self.noise("sample", 0)
         x = torch.where(fill, x, _noised(known, path[0], self.noise("known", 0)))
         down = 0
         for i, (level, following) in enumerate(steps):
             if _rises(level, following):
-                x = _renoised(x, level, following, self.noise("jump", i + 1))
+                x = _renoised(x, level, following, self.noise("jump", i))
                 continue
             seen: list[Tensor] = []
             x = self._walk(x, [level, following], lambda _, __, x0, seen=seen: seen.append(x0), at=i)  # type: ignore[misc]
@@ -172,55 +172,49 @@ class Walker:
         return x
 
     def invert(self, x0: Tensor) -> Tensor:
-        """DDIM inversion (Song et al. 2021, section 4.3): the noise from which the sampler comes back to x0.
+        """DDIM inversion (Song et al. 2021, section 4.3): the noise from which `decode` comes back to x0, nearly.
 
-        Raises ConfigError: a sampler other than DDIM with eta=0.
+        The sampler's path is walked backwards. Raises ConfigError: a sampler that draws noise.
         """
-        ...
+        path = self.path[::-1]
+        return self._walk(x0, path, self.watch(len(path) - 1) if self.watch else None)
 
-    def interpolate(self, first: Tensor, second: Tensor, weights: Tensor, start: Level, blend: Blend) -> Tensor:
+    def interpolate(self, first: Tensor, second: Tensor, weight: Tensor, start: Level, blend: Blend) -> Tensor:
         """Images between two, blended at a noise level (Ho et al. 2020, section 4.4).
 
         Args:
             first, second: (B, C, H, W).
-            weights: (B,), 0 the first, 1 the second.
+            weight: (B, 1, 1, 1), 0 the first, 1 the second.
             start: the level at which they are blended.
             blend: "lerp": both have the same noise; "slerp": each has its own, and the noise turns from one to the other.
                 Either way every blend has as much noise as its level.
         """
-        mixed = torch.lerp(first, second, weights.to(first.dtype).reshape(-1, 1, 1, 1))
         noise = self.noise("sample", 0)
         if blend == "slerp":
-            noise = slerp(noise, self.noise("second", 0), weights)
-        return self.decode(_noised(mixed, start, noise), start)
+            noise = slerp(noise, self.noise("second", 0), weight)
+        return self.decode(_noised(torch.lerp(first, second, weight), start, noise), start)
 
     def denoise(self, noisy: Tensor, start: Level, one_step: bool = False) -> Tensor:
-        """An image with the noise of `start` (see `level_of_noise`): walked down from there, or x0 as predicted in one step."""
-        x = noisy * start.alpha
+        """Images with the noise of `start` (see `level_of_noise`) walked down from there, or x0 as predicted at once."""
         if one_step:
-            x0 = self.predictor.predict(x, start, self.condition).x0
-            return self.thresholding.apply(x0)
-        return self.decode(x, start)
+            at_once = replace(self, sampler=DDIM(thresholding=self.sampler.thresholding), watch=None)
+            return at_once._walk(start.alpha * noisy, [start, self.path[-1]])
+        return self.decode(start.alpha * noisy, start)
 
-    def _walk(self, x: Tensor, path: Sequence[Level], on_step: OnStep | None, at: int = 0) -> Tensor:
-        return self.sampler.walk(
-            self.predictor,
-            x,
-            path,
-            self.condition,
-            lambda i: self.noise("sample", at + i + 1),
-            self.thresholding,
-            on_step,
-        )
+    def _walk(self, x: Tensor, path: Sequence[Level], on_step: OnStep | None = None, at: int = 0) -> Tensor:
+        def noise(i: int) -> Tensor:
+            return self.noise("sample", at + i + 1)
+
+        return self.sampler.walk(self.predictor, x, path, self.condition, noise, self.thresholding, on_step)
 
 
 def _noised(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
-    at = level.like(x0)
-    return at.alpha * x0 + at.sigma * noise
+    """x_t of q(x_t | x0) (Ho et al. 2020, equation 4)."""
+    return level.alpha * x0 + level.sigma * noise
 
 
 def _renoised(x: Tensor, level: Level, following: Level, noise: Tensor) -> Tensor:
-    """A draw from q(x_t | x_s), s < t."""
+    """x_t of q(x_t | x_s), s < t (Ho et al. 2020, equation 2, over any number of steps)."""
     return following.alpha / level.alpha * x + step_variance(following, level).sqrt() * noise
 
 
@@ -228,5 +222,189 @@ def _rises(level: Level, following: Level) -> bool:
     return bool(following.log_snr < level.log_snr)
 
 
-def _noise_of(level: Level) -> float:
-    return float(level.sigma / level.alpha)
+@dataclass(frozen=True, kw_only=True)
+class Editor:
+    """Edits uint8 images (N, C, H, W), or one (C, H, W), arrays or tensors; what comes out is a uint8 array (N, C, H, W).
+
+    The random numbers of result k are those of `ddpm sample` at seeds[k]; seeds not given are 0 to N - 1, and one image
+    with many seeds gives as many results. A result depends on its image and seed, not on what else is edited with it.
+
+    Attributes:
+        predictor: the model, or a guided one, on the machine's device and in eval mode.
+        sampler: how to walk.
+        shape: (C, H, W) of the model's images.
+        machine: where, and how precisely.
+        thresholding: of the predicted x0, where the sampler names none.
+        label: the class of every image, -1 for no label; None for a model without classes.
+        chunk: images in a batch; the last batch is filled up. Another chunk changes float rounding.
+        watch: called when the walk of the first chunk begins.
+
+    Every method raises ConfigError for images, seeds and options that do not fit.
+    """
+
+    predictor: Predictor
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    machine: Runtime
+    thresholding: Thresholding = CLIP
+    label: int | None = None
+    chunk: int = 1
+    watch: Watch | None = None
+
+    @property
+    def path(self) -> list[Level]:
+        """The sampler's levels, from the noisiest to the clean image."""
+        return self.sampler.path(self.predictor.schedule)
+
+    def inpaint(self, images: Any, fill: Any, seeds: Any = None, *, jump: int = 10, resamplings: int = 10) -> Pixels:
+        """Fill parts of images in: see `Walker.repaint`. Outside of `fill` every pixel stays as it was, bit for bit.
+
+        fill: bool (H, W), or (N, H, W) with one for each image; True where the image is to be made.
+        """
+        known, ids = self._given(images, seeds)
+        mask = self._mask(fill, len(known)).expand(len(known), 1, *self.shape[1:])
+        made = self._each(lambda walker, x, m: walker.repaint(x, m, jump, resamplings), ids, to_float(known), mask)
+        return _pixels(torch.where(mask, to_uint8(made), known))
+
+    def img2img(self, images: Any, strength: float = 0.5, seeds: Any = None) -> Pixels:
+        """Variations: see `Walker.sdedit`. strength is the share of the sampler's steps that is walked, above 0 to 1."""
+        guide, ids = self._given(images, seeds)
+        start = level_at(self.path, strength)
+        return _pixels(to_uint8(self._each(lambda walker, x: walker.sdedit(x, start), ids, to_float(guide))))
+
+    def invert(self, images: Any) -> NDArray[np.float32]:
+        """The noise that `reconstruct` makes the images from, float32 (N, C, H, W): see `Walker.invert`."""
+        x0, ids = self._given(images, None)
+        latents: NDArray[np.float32] = self._each(lambda walker, x: walker.invert(x), ids, to_float(x0)).numpy()
+        return latents
+
+    def reconstruct(self, latents: NDArray[np.float32] | Tensor) -> Pixels:
+        """The images of noise float32 (N, C, H, W) at the noisiest level of the sampler's path."""
+        x = _tensor(latents)
+        if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1:] != self.shape:
+            raise ConfigError(f"latents: expected float32 {_written((None, *self.shape))}, found {_found(x)}.")
+        start = self.path[0]
+        return _pixels(to_uint8(self._each(lambda walker, x: walker.decode(x, start), torch.arange(len(x)), x)))
+
+    def interpolate(
+        self, first: Any, second: Any, frames: int = 9, *, level: float = 0.5, seed: int = 0, blend: Blend = "lerp"
+    ) -> Pixels:
+        """(frames, C, H, W) from one image to another: see `Walker.interpolate`. All frames have the seed's noise.
+
+        level is the share of the sampler's steps that is walked, above 0 to 1.
+        """
+        (a, _), (b, _) = self._given(first, [seed]), self._given(second, [seed])
+        start = level_at(self.path, level)
+        ends = [to_float(end).expand(frames, -1, -1, -1) for end in (a, b)]
+        made = self._each(
+            lambda walker, x, y, w: walker.interpolate(x, y, w, start, blend),
+            self._ids([seed] * frames),
+            *ends,
+            _weights(frames),
+        )
+        return _pixels(to_uint8(made))
+
+    def interpolate_seeds(self, first: int, second: int, frames: int = 9) -> Pixels:
+        """(frames, C, H, W) from the image of one seed to that of another: their noise, turned from one to the other.
+
+        A sampler that draws noise on the way uses the first seed's for all frames.
+        """
+        if first == second:
+            raise ConfigError(f"both seeds are {first}; give two different ones.")
+        start = self.path[0]
+        ends = [
+            self._stream(self._ids([seed])).normal(*self.shape).expand(frames, -1, -1, -1) for seed in (first, second)
+        ]
+        std = self.predictor.schedule.start_std(start)
+        made = self._each(
+            lambda walker, x, y, w: walker.decode(std * slerp(x, y, w), start),
+            self._ids([first] * frames),
+            *ends,
+            _weights(frames),
+        )
+        return _pixels(to_uint8(made))
+
+    def denoise(self, images: Any, sigma: float, seeds: Any = None, *, one_step: bool = False) -> Pixels:
+        """Take noise of deviation sigma, in grey levels of 255, away: see `Walker.denoise` and `estimate_sigma`."""
+        noisy, ids = self._given(images, seeds)
+        start = level_of_noise(self.predictor.schedule, sigma)
+        return _pixels(to_uint8(self._each(lambda walker, x: walker.denoise(x, start, one_step), ids, to_float(noisy))))
+
+    def _each(self, edit: Callable[..., Tensor], ids: Tensor, *inputs: Tensor) -> Tensor:
+        """edit(walker, *rows of the inputs) for one chunk after another, on the machine -> (N, C, H, W) on the CPU.
+
+        The last chunk is filled up with its last row: batches of one shape round an image alike in any of them.
+        """
+        made = []
+        for begin in range(0, len(ids), self.chunk):
+            rows = torch.arange(begin, begin + self.chunk).clamp(max=len(ids) - 1)
+            walker = self._walker(ids[rows], self.watch if begin == 0 else None)
+            with torch.inference_mode(), self.machine.autocast():
+                made.append(edit(walker, *(self.machine.images(given[rows]) for given in inputs)).cpu())
+        return torch.cat(made)[: len(ids)]
+
+    def _walker(self, ids: Tensor, watch: Watch | None) -> Walker:
+        stream = self._stream(ids)
+        return Walker(
+            predictor=self.predictor,
+            sampler=self.sampler,
+            noise=lambda purpose, i: self.machine.images(stream.at(purpose, i).normal(*self.shape)),
+            condition=None if self.label is None else torch.full_like(stream.ids, self.label),
+            thresholding=self.thresholding,
+            watch=watch,
+        )
+
+    def _stream(self, ids: Tensor) -> Stream:
+        return Stream(0, ids.to(self.machine.device), "sample")
+
+    def _given(self, images: Any, seeds: Any) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) and a seed for each (N,), as tensors."""
+        x = _tensor(images)
+        x = x[None] if x.ndim == 3 else x
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1:] != self.shape or not len(x):
+            raise ConfigError(f"images: expected uint8 {_written((None, *self.shape))}, found {_found(x)}.")
+        ids = self._ids(range(len(x)) if seeds is None else seeds)
+        if len(x) not in (1, len(ids)) or not len(ids):
+            raise ConfigError(f"seeds: {len(ids)} of them for {len(x)} images; give one for each.")
+        return x.expand(len(ids), -1, -1, -1), ids
+
+    def _ids(self, seeds: Any) -> Tensor:
+        return torch.from_numpy(seed_array(seeds))
+
+    def _mask(self, fill: Any, count: int) -> Tensor:
+        """(1 or N, 1, H, W) bool."""
+        mask = _tensor(fill)
+        mask = mask[None] if mask.ndim == 2 else mask
+        if (
+            mask.dtype != torch.bool
+            or mask.ndim != 3
+            or mask.shape[1:] != self.shape[1:]
+            or len(mask) not in (1, count)
+        ):
+            raise ConfigError(
+                f"fill: expected bool {_written(self.shape[1:])}, one or one for each image, found {_found(mask)}."
+            )
+        if bool((mask.all((1, 2)) | ~mask.any((1, 2))).any()):
+            raise ConfigError("fill: a mask must fill a part of the image and leave a part.")
+        return mask[:, None]
+
+
+def _weights(frames: int) -> Tensor:
+    return torch.linspace(0, 1, frames).reshape(-1, 1, 1, 1)
+
+
+def _tensor(given: Any) -> Tensor:
+    return given.cpu() if isinstance(given, Tensor) else torch.tensor(np.asarray(given))
+
+
+def _pixels(x: Tensor) -> Pixels:
+    pixels: Pixels = x.numpy()
+    return pixels
+
+
+def _written(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('N' if side is None else str(side) for side in shape)})"
+
+
+def _found(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {_written(tuple(x.shape))}"

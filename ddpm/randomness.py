@@ -13,11 +13,17 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.errors import ConfigError
+
+SEEDS_END = 2**62
+"""Seeds of images are below this."""
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
@@ -119,6 +125,21 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """(n,) int64: the order of an epoch, a uniform shuffle that depends on (seed, epoch, n) alone."""
     words = Stream(seed, torch.arange(n), "order", epoch).bits(2)
     return torch.argsort((words[:, 0] << 31) ^ words[:, 1], stable=True)
+
+
+def seed_array(seeds: Any) -> NDArray[np.int64]:
+    """Seeds as (N,) int64, in their order; raises ConfigError for other things than whole numbers from 0 to 2^62 - 1."""
+    try:
+        given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else seeds)
+    except (TypeError, ValueError, OverflowError):
+        given = np.empty(())
+    if given.ndim != 1 or (given.size and (given.dtype.kind not in "iu" or given.max() >= SEEDS_END)):
+        raise ConfigError(
+            "seeds: must be a list of whole numbers from 0 to 2^62 - 1, such as seeds=[7, 1000] or seeds=range(16)."
+        )
+    if given.size and given.min() < 0:
+        raise ConfigError(f"--seed: {given.min()} is negative; image k is drawn from seed k, counted from 0.")
+    return given.astype(np.int64)
 
 
 @cache

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.distributed import World
@@ -16,7 +15,7 @@ from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree
 from ddpm.images import to_uint8
 from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
-from ddpm.randomness import Stream
+from ddpm.randomness import Stream, seed_array
 from ddpm.runtime import Runtime
 from ddpm.samplers import Sampler, Thresholding
 
@@ -31,8 +30,6 @@ class Drawn:
 
 
 OnChunk = Callable[[int, Tensor, Tensor], None]
-SEEDS_END = 2**62
-"""Seeds are below this."""
 
 
 def generate(
@@ -117,21 +114,6 @@ def draw(
             on_step,
         )
     return to_uint8(x)
-
-
-def seed_array(seeds: Any) -> NDArray[np.int64]:
-    """Seeds as (N,) int64, in their order; raises ConfigError for other things than whole numbers from 0 to 2^62 - 1."""
-    try:
-        given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else seeds)
-    except (TypeError, ValueError, OverflowError):
-        given = np.empty(())
-    if given.ndim != 1 or (given.size and (given.dtype.kind not in "iu" or given.max() >= SEEDS_END)):
-        raise ConfigError(
-            "seeds: must be a list of whole numbers from 0 to 2^62 - 1, such as seeds=[7, 1000] or seeds=range(16)."
-        )
-    if given.size and given.min() < 0:
-        raise ConfigError(f"--seed: {given.min()} is negative; image k is drawn from seed k, counted from 0.")
-    return given.astype(np.int64)
 
 
 def check_chunk(chunk: Any) -> None:

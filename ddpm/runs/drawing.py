@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm import config, console, distributed, files, images, runtime, sampling
+from ddpm import config, console, distributed, files, images, randomness, runtime, sampling
 from ddpm.distributed import World
 from ddpm.errors import ConfigError, DataError
 from ddpm.models import NO_LABEL, GaussianDiffusion
@@ -195,7 +195,7 @@ def _seeds(first: int, num_images: int) -> range:
         raise ConfigError(f"--num-images={num_images} is wrong: it must be at least 1.")
     if first < 0:
         raise ConfigError(f"--seed={first} is wrong: it must be at least 0.")
-    if first + num_images > sampling.SEEDS_END:
+    if first + num_images > randomness.SEEDS_END:
         raise ConfigError(f"--seed={first}: seeds end at 2^62, so {num_images} images need a lower one.")
     return range(first, first + num_images)
 
@@ -370,7 +370,7 @@ def draw_images(
 
     Raises ConfigError, CheckpointError.
     """
-    wanted = sampling.seed_array(seeds).tolist()
+    wanted = randomness.seed_array(seeds).tolist()
     if not wanted:
         raise ConfigError("seeds: is empty; give at least one seed, such as seeds=[0].")
     machine = _machine(device, precision, World())

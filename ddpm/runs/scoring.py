@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from ddpm import checkpoint, files, rundir, runtime, sampling
+from ddpm import checkpoint, files, randomness, rundir, runtime, sampling
 from ddpm.config import EvaluateConfig, RunConfig
 from ddpm.console import Console
 from ddpm.data import ImageSet
@@ -50,7 +50,7 @@ class Drawing:
         """Raise ConfigError for what the model cannot draw."""
         sampling.check_request(self.diffusion, self.recipe.labels, self.recipe.guidance)
         self.recipe.sampler.path(self.diffusion.schedule)
-        if self.seeds.stop > sampling.SEEDS_END - self.recipe.chunk:
+        if self.seeds.stop > randomness.SEEDS_END - self.recipe.chunk:
             raise ConfigError(f"--seed={self.seeds.start}: seeds end at 2^62; choose a lower one.")
 
     def draw(self, folder: Path, machine: runtime.Runtime, world: World, say: Console) -> ImageSet:
