@@ -139,7 +139,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def _split_head(spec: str) -> tuple[str, dict[str, str]]:
     """'name:k=v,k=other(a=b)' -> ('name', {'k': 'v', 'k': 'other(a=b)'}); the head of outside code keeps its colon."""
-    match = re.fullmatch(r"([\w.]+:[A-Za-z_]\w*)(?::(.*))?", spec) or re.fullmatch(r"([\w.-]+)(?::(.*))?", spec)
+    match = re.fullmatch(r"([\w.]+:[A-Za-z_]\w*)(?::(.*))?", spec) or re.fullmatch(r"([\w.+-]+)(?::(.*))?", spec)
     if match is None:
         raise ConfigError(f"cannot read the spec {spec!r}; write name:key=value,key=value.")
     head, rest = match.groups()

@@ -141,7 +141,7 @@ def test_components_nest() -> None:
     built = Sampler.parse("ddim:grid=quadratic,thresholding=clip,steps=10")
     assert isinstance(built, DDIM)
     assert isinstance(built.grid, Quadratic)
-    assert built.spec == "ddim:steps=10,grid=quadratic,thresholding=clip,eta=0.0"
+    assert built.spec == "ddim:steps=10,grid=quadratic,thresholding=clip,eta=0.0,eps=derived,analytic=false"
     assert built == DDIM(grid="quadratic", thresholding=Thresholding.parse("clip"), steps=10)
     assert DDIM().grid == Trailing()
 

@@ -23,13 +23,7 @@ class DDPM(Sampler):
     variance: Literal["model", "fixed-large", "fixed-small"] = "model"
 
     def step(
-        self,
-        x: Tensor,
-        level: Level,
-        following: Level,
-        denoise: Denoise,
-        noise: Callable[[], Tensor],
-        history: list[Any],
+        self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: Any
     ) -> Tensor:
         """Ho et al. (2020), equation 7 for the mean, section 3.2 for the variances; no noise in the last step."""
         prediction = denoise(x, level)

@@ -85,7 +85,7 @@ def test_the_recipe_holds_all_that_decides(drawn, trained):
         "weights_sha256": sha256(newest / "ema-0.9.safetensors"),
         "weights": "ema-0.9",
         "step": 6,
-        "sampler": "ddim:steps=3,grid=trailing,thresholding=model,eta=0.0",
+        "sampler": "ddim:steps=3,grid=trailing,thresholding=model,eta=0.0,eps=derived,analytic=false",
         "thresholding": "clip",
         "guidance": 1.0,
         "labels": [],

@@ -1,98 +1,37 @@
-"""Samplers against exact denoisers, closed forms, and diffusers' schedulers step by step with the same noise."""
+"""Samplers: their relations, their promises at the ends of a path, thresholding, and the seam that a new one fills in."""
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm.models import GaussianDiffusion
-from ddpm.objectives import Objective, Prediction
+from ddpm.errors import ConfigError
+from ddpm.objectives import Prediction
 from ddpm.samplers import Sampler, Thresholding
-from ddpm.schedules import Schedule, posterior, posterior_variance, step_variance
-
-NONE, CLIP = Thresholding.parse("none"), Thresholding.parse("clip")
-
-
-def noises(shape: Sequence[int], seed: int = 0) -> Callable[[int], Tensor]:
-    """noise(i): always the same for one i."""
-    return lambda i: torch.randn(*shape, generator=torch.Generator().manual_seed(1000 * seed + i), dtype=torch.float64)
-
-
-def walk(sampler: str, model: Any, x: Tensor, rule: Thresholding = NONE, seed: int = 1) -> list[Tensor]:
-    """x after every step."""
-    seen: list[Tensor] = []
-    end = Sampler.parse(sampler).sample(
-        model, x, None, noises(x.shape, seed), rule, lambda i, x_i, x0: seen.append(x_i.clone())
-    )
-    assert torch.equal(end, seen[-1])
-    return seen
-
-
-# --- exact denoisers
-
-
-def start(model: Any, n: int) -> Tensor:
-    """Points at the noisiest level exactly as the forward process gives them."""
-    generator = torch.Generator().manual_seed(3)
-    level = model.schedule.at(torch.tensor(model.schedule.first))
-    x0 = model.draw(n, generator)
-    return level.alpha * x0 + level.sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-
-
-def slope(errors: list[float], counts: list[int]) -> float:
-    return float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
-
-
-def test_ddim_reaches_the_exact_flow_of_a_gaussian_at_first_order(gaussian: Any) -> None:
-    """Of Gaussian data the flow keeps (alpha^2 C + sigma^2)^(-1/2) (x_t - alpha mu) constant."""
-    model = gaussian("linear:timesteps=4000,scaled=true")
-    x = start(model, 200)
-    level = model.schedule.at(torch.tensor(3999.0))
-    variances, axes = torch.linalg.eigh(model.covariances[0])
-    scale = (variances / (level.alpha**2 * variances + level.sigma**2)).sqrt()
-    flow = axes @ torch.diag(scale) @ axes.T
-    exact = model.means[0] + (x.flatten(1) - level.alpha * model.means[0]) @ flow.T
-    counts = [10, 20, 40, 80]
-    errors = [float((walk(f"ddim:steps={n}", model, x)[-1].flatten(1) - exact).norm()) for n in counts]
-    assert slope(errors, counts) == pytest.approx(-1, abs=0.3)
-    assert errors[-1] < 0.05 * float(exact.norm())
-
-
-def test_ddim_reaches_the_flow_of_a_mixture_at_first_order(mixture: Any) -> None:
-    model = mixture("linear:timesteps=2000,scaled=true")
-    x = start(model, 100)
-    fine = walk("ddim:steps=none", model, x)[-1]
-    counts = [25, 50, 100, 200]
-    errors = [float((walk(f"ddim:steps={n}", model, x)[-1] - fine).norm()) for n in counts]
-    assert slope(errors, counts) == pytest.approx(-1, abs=0.3)
-
-
-@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large"])
-@pytest.mark.parametrize("data", ["gaussian", "mixture"])
-def test_ancestral_sampling_reaches_mean_and_covariance(
-    data: str, variance: str, request: pytest.FixtureRequest
-) -> None:
-    model = request.getfixturevalue(data)("linear")
-    n = 1500
-    found = walk(f"ddpm:variance={variance}", model, start(model, n))[-1].flatten(1)
-    weights, means, covariances = model.weights[:, None], model.means, model.covariances
-    mean = (weights * means).sum(0)
-    off = means - mean
-    covariance = (weights[..., None] * (covariances + off[:, :, None] * off[:, None])).sum(0)
-    z = (found.mean(0) - mean) / (covariance.diagonal() / n).sqrt()
-    assert z.abs().max() < 4
-    products = (found - mean)[:, :, None] * (found - mean)[:, None]
-    z = (products.mean(0) - covariance) / (products.var(0) / n).sqrt()
-    assert z.abs().max() < 4
+from ddpm.schedules import Level, Schedule, posterior, posterior_variance, step_variance
+from tests.samplers.known import (
+    CLIP,
+    NONE,
+    SAMPLERS,
+    Wave,
+    gaussian,
+    mixture,
+    noises,
+    scores,
+    start,
+    stepping,
+    walk,
+    wave_model,
+)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
-def test_one_point_of_data_is_reached_in_any_number_of_steps(gaussian: Any, steps: int) -> None:
+def test_one_point_of_data_is_reached_in_any_number_of_steps(steps: int) -> None:
     model = gaussian("cosine")
     model.covariances = model.covariances * 0
     x = noises((20, 1, 1, 2))(0)
@@ -102,7 +41,7 @@ def test_one_point_of_data_is_reached_in_any_number_of_steps(gaussian: Any, step
         assert (found - model.means[0]).abs().max() < 1e-9
 
 
-def test_the_small_variance_is_exact_for_a_point_and_the_large_for_white_noise(gaussian: Any) -> None:
+def test_the_small_variance_is_exact_for_a_point_and_the_large_for_white_noise() -> None:
     """Ho et al. (2020), section 3.2: the optima for x0 set deterministically and for x0 ~ N(0, I), for skipped steps too."""
     model = gaussian("linear")
     white = torch.eye(2, dtype=torch.float64)[None]
@@ -128,7 +67,7 @@ def test_the_small_variance_is_exact_for_a_point_and_the_large_for_white_noise(g
 # --- relations between samplers
 
 
-def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance(mixture: Any) -> None:
+def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance() -> None:
     model = mixture("linear")
     x = start(model, 8)
     for steps in (7, 50, 300):
@@ -152,7 +91,7 @@ def test_one_step_of_ddim_has_the_marginals_of_the_forward_process(eta: float) -
     assert abs(float(normalised.var()) - 1) * (50_000 / 2) ** 0.5 < 4
 
 
-def test_the_models_variance_is_used_unless_forced(gaussian: Any) -> None:
+def test_the_models_variance_is_used_unless_forced() -> None:
     schedule = Schedule.parse("linear")
     level, following = schedule.at(torch.tensor(800.0)), schedule.at(torch.tensor(300.0))
     x, z = noises((3, 1, 1, 2))(0), noises((3, 1, 1, 2))(1)
@@ -175,95 +114,206 @@ def test_the_models_variance_is_used_unless_forced(gaussian: Any) -> None:
         torch.testing.assert_close(forced, small.sqrt().expand(3, 1, 1, 2), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("sampler", Sampler.names())
-def test_the_last_step_adds_no_noise(sampler: str, mixture: Any) -> None:
+def test_euler_without_churn_is_ddim() -> None:
     model = mixture("linear")
-    level = model.schedule.at(torch.tensor(40.0))
-    x = noises((3, 1, 1, 2))(0)
-    options = ":eta=1" if sampler == "ddim" else ""
-    end = Sampler.parse(sampler + options).step(
-        x, level, model.schedule.clean, model.predict, lambda: torch.full_like(x, torch.nan), []
-    )
-    torch.testing.assert_close(end, model.predict(x, level).x0, rtol=0, atol=1e-12)
+    x = start(model, 8)
+    ours, expected = walk("euler:steps=9", model, x), walk("ddim:steps=9", model, x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-# --- against diffusers
+def test_dpm_solver_pp_2m_with_eta_is_ddim_where_it_has_no_past() -> None:
+    """One step of SDE-DPM-Solver++ is ancestral sampling with the small variance (Lu et al. 2022b)."""
+    model = mixture("linear")
+    x, path = start(model, 8), Sampler.parse("ddim:steps=5").path(model.schedule)[:2]
+    for eta in (0, 1):
+        a, b = (walk(f"{name}:eta={eta}", model, x, path=path)[-1] for name in ("dpm++2m", "ddim"))
+        assert (a - b).abs().max() < 1e-12
 
 
-class Wave(nn.Module):
-    """A network whose predicted x0 leaves [-1, 1] often."""
-
-    def forward(self, x: Tensor, noise_label: Tensor, condition: Any = None, stream: Any = None) -> Tensor:
-        return torch.sin(2 * x + noise_label[:, None, None, None] / 50)
-
-
-def wave_model(variance: str = "fixed-large", schedule: str = "linear") -> GaussianDiffusion:
-    return GaussianDiffusion(
-        Wave(), Schedule.parse(schedule), Objective.parse("eps"), shape=(1, 2, 3), variance=variance
-    )
-
-
-def float64_tables(scheduler: Any, model: GaussianDiffusion) -> Any:
-    """Theirs are float32; the comparison is of the formulas (the tables are compared in test_schedules.py)."""
-    scheduler.betas = model.schedule.betas
-    scheduler.alphas = 1 - model.schedule.betas
-    scheduler.alphas_cumprod = model.schedule.alphas_cumprod
-    scheduler.one = scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
-    return scheduler
+def edm_algorithm_2(
+    model: Any, x: Tensor, sigmas: list[float], noise: Any, churn: float, tmin: float, tmax: float
+) -> Tensor:
+    """Karras et al. (2022), algorithm 2, in numbers; the model is asked for x0 at a sigma."""
+    n = len(sigmas) - 1
+    for i, (t, following) in enumerate(pairwise(sigmas)):
+        gamma = min(churn / n, math.sqrt(2) - 1) if tmin <= t <= tmax else 0.0
+        t_hat = t + gamma * t
+        x_hat = x + math.sqrt(t_hat**2 - t**2) * 1.007 * noise(i)
+        d = (x_hat - model(x_hat, t_hat)) / t_hat
+        x = x_hat + (following - t_hat) * d
+        if following != 0:
+            d_prime = (x - model(x, following)) / following
+            x = x_hat + (following - t_hat) * (d / 2 + d_prime / 2)
+    return x
 
 
-def theirs(
-    scheduler: Any, x: Tensor, noise: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> list[Tensor]:
-    """diffusers' own loop, with our noise where it draws its own."""
-    steps: list[Tensor] = []
-    for i, t in enumerate(scheduler.timesteps):
-        for module in ("ddpm", "ddim"):
-            name = f"diffusers.schedulers.scheduling_{module}.randn_tensor"
-            monkeypatch.setattr(name, lambda *args, i=i, **kwargs: noise(i))
-        output = Wave()(x, t.float().expand(len(x)))
-        x = scheduler.step(output, t, x, **options).prev_sample
-        steps.append(x)
-    return steps
+@pytest.mark.parametrize(("churn", "tmin", "tmax"), [(0.0, 0.0, 1e9), (10.0, 0.0, 50.0), (80.0, 0.05, 50.0)])
+def test_heun_is_edms_algorithm_2(churn: float, tmin: float, tmax: float, exactness: Any) -> None:
+    model = mixture("edm")
+    x, noise = start(model, 20), noises((20, 1, 1, 2), 1)
+    path = Sampler.parse("ddim:steps=18,grid=linspace").path(model.schedule)
+
+    def x0(y: Tensor, sigma: float) -> Tensor:
+        return model.predict(y, Level(*torch.tensor([0.0, 1.0, sigma, -2 * math.log(sigma)], dtype=torch.float64))).x0
+
+    expected = edm_algorithm_2(x0, x, [float(level.sigma) for level in path], noise, churn, tmin, tmax)
+    ours = walk(f"heun:s_churn={churn},s_tmin={tmin},s_tmax={tmax},s_noise=1.007", model, x, path=path)[-1]
+    difference = float((ours - expected).abs().max())
+    exactness(f"sampler heun:s_churn={churn:g}", "EDM algorithm 2 written out", "exact", difference, 1e-9)
 
 
-@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large"])
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("timesteps", "steps"), [(300, 300), (1000, 20), (1000, 7)])
-def test_ddpm_is_that_of_diffusers_step_by_step(
-    variance: str, clip: bool, timesteps: int, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusers import DDPMScheduler
-
-    model = wave_model(variance, f"linear:timesteps={timesteps}")
-    scheduler = DDPMScheduler(timesteps, variance_type=variance.replace("-", "_"), clip_sample=clip)
-    float64_tables(scheduler, model).set_timesteps(steps)
-    x, noise = noises((2, 1, 2, 3))(0), noises((2, 1, 2, 3), 1)
-    ours = walk(f"ddpm:steps={steps},grid=leading", model, x, CLIP if clip else NONE)
-    expected = theirs(scheduler, x, noise, monkeypatch)
-    assert len(ours) == len(expected) == steps
-    # Without clipping the wave lets x grow to hundreds; rounding grows with it.
-    for a, b in zip(ours, expected, strict=True):
-        assert (a - b).abs().max() < 1e-7 * max(1.0, float(b.abs().max()))
+def test_no_level_is_raised_beyond_the_noisiest() -> None:
+    """The first step of a walk from the noisiest level is Euler's, whatever the churn."""
+    model, x = mixture("linear"), noises((5, 1, 1, 2))(0)
+    path = Sampler.parse("ddim:steps=10").path(model.schedule)[:2]
+    assert torch.equal(walk("euler:s_churn=99", model, x, path=path)[-1], walk("ddim", model, x, path=path)[-1])
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("steps", "grid"), [(50, "leading"), (7, "leading"), (10, "trailing")])
-def test_ddim_is_that_of_diffusers_step_by_step(
-    eta: float, clip: bool, steps: int, grid: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusers import DDIMScheduler
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_deis_in_time_integrates_its_polynomial(order: int, exactness: Any) -> None:
+    """x_s / alpha_s = x_t / alpha_t + sum_j eps_j integral of l_j(t) drho/dt, integrated by scipy with drho/dt written out."""
+    from scipy.integrate import quad
 
-    model = wave_model()
-    scheduler = DDIMScheduler(1000, clip_sample=clip, timestep_spacing=grid)
-    float64_tables(scheduler, model).set_timesteps(steps)
-    x, noise = noises((2, 1, 2, 3))(0), noises((2, 1, 2, 3), 1)
-    ours = walk(f"ddim:steps={steps},eta={eta},grid={grid}", model, x, CLIP if clip else NONE)
-    expected = theirs(scheduler, x, noise, monkeypatch, eta=eta, use_clipped_model_output=clip)
-    assert len(ours) == len(expected) == steps
-    for a, b in zip(ours, expected, strict=True):
-        assert (a - b).abs().max() < 1e-7 * max(1.0, float(b.abs().max()))
+    model, x = mixture("vp"), start(mixture("vp"), 5)
+    schedule = model.schedule
+    times = [999.0, 900.0, 850.0, 700.0, 640.0][: order + 1]
+    path = [schedule.at(torch.tensor(t, dtype=torch.float64)) for t in times]
+    before = [x, *walk(f"deis:order={order}", model, x, path=path)]
+    eps = [model.predict(y, level).eps for y, level in zip(before, path, strict=True)][:order]
+
+    def slope(t: float) -> float:
+        u = (t + 1) / 1000
+        log_alpha, rate = -(u**2) * 19.9 / 4 - u * 0.1 / 2, (-u * 19.9 / 2 - 0.1 / 2) / 1000
+        return -math.exp(-2 * log_alpha) * rate / math.sqrt(math.expm1(-2 * log_alpha))
+
+    def basis(j: int, t: float) -> float:
+        return math.prod((t - other) / (times[j] - other) for k, other in enumerate(times[:order]) if k != j)
+
+    weights = [quad(lambda t, j=j: basis(j, t) * slope(t), times[-2], times[-1], epsabs=1e-13)[0] for j in range(order)]
+    added = sum(weight * e for weight, e in zip(weights, eps, strict=True))
+    expected = path[-1].alpha * (before[-2] / path[-2].alpha + added)
+    difference = float((before[-1] - expected).abs().max())
+    exactness(f"sampler deis:order={order}", "integral of its polynomial in t by scipy", "exact", difference, 1e-9)
+
+
+# --- the ends of a path
+
+
+def test_the_list_of_the_tests_names_every_sampler() -> None:
+    assert {spec.partition(":")[0] for spec in SAMPLERS} == set(Sampler.names())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_step_to_the_clean_image_adds_no_noise(sampler: str) -> None:
+    model, x = mixture("linear"), noises((3, 1, 1, 2))(0)
+    path = [model.schedule.at(torch.tensor(40.0)), model.schedule.clean]
+    built = Sampler.parse(sampler.replace("s_churn=8", "s_churn=0"))
+    end = built.walk(model, x, path, None, lambda i: torch.full_like(x, torch.nan), NONE)
+    torch.testing.assert_close(end, model.predict(x, path[0]).x0, rtol=0, atol=1e-12)
+
+
+PURE_NOISE = Level(*(torch.tensor(v, dtype=torch.float64) for v in (999.0, 0.0, 1.0, -math.inf)))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+def test_a_walk_may_start_from_pure_noise(sampler: str, steps: int) -> None:
+    """At zero terminal SNR (alpha = 0) every step is finite, and with steps enough the mean is right."""
+    model, n = mixture("linear"), 600
+    path = [PURE_NOISE, *Sampler.parse(f"ddim:steps={steps}").path(model.schedule)[1:]]
+    seen = walk(sampler, model, noises((n, 1, 1, 2))(7), path=path)
+    assert all(bool(x.isfinite().all()) for x in seen)
+    if steps == 40:
+        mean, covariance = model.moments()
+        z = (seen[-1].flatten(1).mean(0) - mean) / (covariance.diagonal() / n).sqrt()
+        assert z.abs().max() < 4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_inversion_is_undone_by_sampling_or_refused(sampler: str) -> None:
+    """Both follow the same flow, so the error falls as steps grow; solvers that draw noise have no flow to follow back."""
+    model = mixture("vp")
+    images = model.draw(12, torch.Generator().manual_seed(2))
+    if not Sampler.parse(sampler).rises:
+        with pytest.raises(ConfigError, match=r"walks from noise to image only; .* ddim:eta=0\.$"):
+            Sampler.parse(stepping(sampler, 20)).invert(model, images)
+        return
+    errors = []
+    for steps in (15, 45, 135):
+        built = Sampler.parse(stepping(sampler, steps))
+        back = built.sample(model, built.invert(model, images, None, NONE), None, lambda i: images * torch.nan, NONE)
+        errors.append(float((back - images).norm() / images.norm()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.1
+
+
+def test_inversion_ends_in_standard_normal_noise() -> None:
+    """Where x is as wide as its level (edm: 80), that is divided out."""
+    for schedule in ("vp", "edm"):
+        model = gaussian(schedule)
+        images = model.draw(2000, torch.Generator().manual_seed(2))
+        found = Sampler.parse("heun:steps=40,grid=linspace").invert(model, images, None, NONE).flatten(1)
+        assert scores(found, torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)) < 4
+
+
+def test_a_rising_path_may_end_in_pure_noise() -> None:
+    model = mixture("linear")
+    images = model.draw(6, torch.Generator().manual_seed(2))
+    path = [PURE_NOISE, *Sampler.parse("ddim:steps=12").path(model.schedule)[1:]][::-1]
+    for sampler in SAMPLERS:
+        if Sampler.parse(sampler).rises:
+            assert walk(sampler, model, images, path=path)[-1].isfinite().all(), sampler
+
+
+def test_pndm_refuses_unequal_strides() -> None:
+    model, x = mixture("linear"), noises((2, 1, 1, 2))(0)
+    with pytest.raises(ConfigError, match=r"'pndm' needs equal strides in time: .* not 'quadratic'\.$"):
+        walk("pndm:steps=10,grid=quadratic", model, x)
+    for steps in (1, 2, 3, 7, 30, 300):  # rounded to the table, strides differ by one
+        assert walk(f"pndm:steps={steps}", model, x)[-1].isfinite().all()
+
+
+def test_analytic_ddim_refuses_a_model_without_the_variance() -> None:
+    with pytest.raises(ConfigError, match=r"^sampler ddim:analytic=true: this model knows no analytic variance; .*\.$"):
+        walk("ddim:analytic=true", mixture("linear"), noises((2, 1, 1, 2))(0))
+
+
+# --- network evaluations
+
+EVALUATIONS = {  # of n steps to the clean image, n >= 4
+    "ddpm": lambda n: n,
+    "ddim": lambda n: n,
+    "euler:s_churn=8": lambda n: n,
+    "heun": lambda n: 2 * n - 1,
+    "dpm-solver:order=2": lambda n: 2 * n - 1,
+    "dpm-solver:order=3": lambda n: 3 * n - 2,
+    "dpm++2s": lambda n: 2 * n - 1,
+    "dpm++2m": lambda n: n,
+    "dpm++3m": lambda n: n,
+    "unipc": lambda n: n,
+    "deis": lambda n: n,
+    "lms": lambda n: n,
+    "pndm": lambda n: n + 9,
+    "pndm:warm_up=euler": lambda n: n + 1,
+}
+
+
+@pytest.mark.parametrize("sampler", EVALUATIONS)
+@pytest.mark.parametrize("steps", [4, 11])
+def test_evaluations_are_what_the_model_is_asked(sampler: str, steps: int) -> None:
+    model, asked = wave_model(), []
+    model.network.register_forward_hook(lambda *_: asked.append(1))
+    spec = stepping(sampler, steps)
+    walk(spec, model, noises((2, 1, 2, 3))(0))
+    assert len(asked) == Sampler.parse(spec).evaluations(model.schedule) == EVALUATIONS[sampler](steps)
+
+
+def test_evaluations_of_every_sampler_with_its_defaults() -> None:
+    schedule = Schedule.parse("linear:timesteps=60")
+    assert {name: Sampler.parse(name).evaluations(schedule) for name in Sampler.names()} == {
+        "ddim": 50, "ddpm": 60, "deis": 50, "dpm++2m": 50, "dpm++2s": 99, "dpm++3m": 50, "dpm-solver": 148,
+        "euler": 50, "heun": 99, "lms": 50, "pndm": 59, "unipc": 50,
+    }  # fmt: skip
 
 
 # --- thresholding
@@ -273,6 +323,22 @@ def test_thresholding_clamps_or_leaves_alone() -> None:
     x0 = torch.tensor([-3.0, -1.0, 0.2, 1.5])
     assert CLIP.apply(x0).tolist() == pytest.approx([-1, -1, 0.2, 1])
     assert torch.equal(NONE.apply(x0), x0)
+
+
+def test_dynamic_thresholding_takes_each_image_by_itself() -> None:
+    """Saharia et al. (2022): x0 is clamped to [-s, s] and divided by s, at least 1; where s is 1 that is clipping."""
+    rule = Thresholding.parse("dynamic:percentile=1")
+    x0 = torch.tensor([[-3.0, 1.5, 0.0], [0.5, -0.2, 0.1]], dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(rule.apply(x0).flatten(1), torch.tensor([[-1.0, 0.5, 0.0], [0.5, -0.2, 0.1]]).double())
+    capped = Thresholding.parse("dynamic:percentile=1,max=2").apply(x0)
+    torch.testing.assert_close(capped.flatten(1)[0], torch.tensor([-1.0, 0.75, 0.0]).double())
+    assert torch.equal(Thresholding.parse("dynamic:max=1").apply(x0), CLIP.apply(x0))
+    many = noises((7, 1, 4, 4))(0) * 3
+    for name in ("dynamic", "dynamic:percentile=0.5,max=1.2"):
+        whole = Thresholding.parse(name).apply(many)
+        assert all(torch.equal(Thresholding.parse(name).apply(many[i : i + 1])[0], whole[i]) for i in range(7))
+        assert whole.abs().max() <= 1
+        assert Thresholding.parse(name).apply(many.bfloat16()).dtype == torch.bfloat16
 
 
 def test_the_samplers_own_thresholding_goes_before_the_models() -> None:
@@ -295,7 +361,7 @@ def test_eps_is_derived_again_from_the_clamped_x0() -> None:
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-7)
 
 
-def test_progress_tells_x_and_the_predicted_x0(mixture: Any) -> None:
+def test_progress_tells_x_and_the_predicted_x0() -> None:
     model = mixture("linear")
     x, seen = start(model, 3), []
     Sampler.parse("ddim:steps=4").sample(
@@ -308,7 +374,7 @@ def test_progress_tells_x_and_the_predicted_x0(mixture: Any) -> None:
     assert torch.equal(seen[-1][1], seen[-1][2])
 
 
-def test_each_step_has_noise_of_its_own(mixture: Any) -> None:
+def test_each_step_has_noise_of_its_own() -> None:
     model, asked = mixture("linear"), []
     x = start(model, 3)
 
@@ -345,7 +411,7 @@ class TwoPoint(Sampler):
 '''
 
 
-def test_a_sampler_from_outside_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaussian: Any) -> None:
+def test_a_sampler_from_outside_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One class with one step; at weight 0 it is DDIM, and its memory is empty at the start of every path."""
     (tmp_path / "their_sampler.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -361,13 +427,13 @@ def test_a_sampler_from_outside_works(tmp_path: Path, monkeypatch: pytest.Monkey
     sys.modules.pop("their_sampler")
 
 
-def test_no_gradient_is_kept(mixture: Any) -> None:
+def test_no_gradient_is_kept() -> None:
     model = mixture("linear")
     x = start(model, 2).requires_grad_()
     assert not walk("ddim:steps=3", model, x)[-1].requires_grad
 
 
-def test_the_model_is_asked_once_at_each_level_of_the_path(mixture: Any) -> None:
+def test_the_model_is_asked_once_at_each_level_of_the_path() -> None:
     model, seen = mixture("cosine"), []
     inner = model.predict
 
