@@ -24,7 +24,7 @@ from ddpm.errors import CheckpointError, ConfigError, DataError
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "eps_square", "losses", "counts")
 _STATE = {"step": int, "images": int, "shape": list, "classes": list, "emas": list, "data": dict}
 """What every state.json holds, and of which type."""
 
@@ -58,7 +58,7 @@ class Checkpoint:
             raise CheckpointError(f"{path}: cannot be read ({error}).") from None
 
     def parameters(self) -> int:
-        """Numbers in `model.safetensors` by its header, without the running statistics of batch norms."""
+        """Numbers in `model.safetensors` by its header, without statistics: buffers, not weights."""
         path = self.path / "model.safetensors"
         try:
             with safe_open(path, framework="pt") as file:

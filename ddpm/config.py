@@ -157,10 +157,23 @@ class DiffusionConfig(Config):
         "linear", description="noise schedule spec: linear, cosine, ... e.g. linear:timesteps=1000,beta_end=0.02"
     )
     objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev")
-    variance: Literal["fixed-large", "fixed-small"] = Field(
-        "fixed-large", description="variance of the reverse process (Ho et al., section 3.2)"
+    variance: str = Field(
+        "fixed-large",
+        description="variance of the reverse process: fixed-large, fixed-small, learned, learned-range (both take a criterion that trains it), analytic (estimated after the last step)",
     )
     loss: Literal["l2", "l1", "huber"] = Field("l2", description="error between the network's output and its target")
+    criterion: str = Field(
+        "simple",
+        description="what is minimised: simple (the error), vlb (the variational bound), hybrid:weight=0.001 (the error for the mean, the bound for a learned variance)",
+    )
+    weighting: str = Field(
+        "uniform",
+        description="weight of each noise level in the error: uniform, snr, truncated-snr, min-snr:gamma=5, soft-min-snr, p2, edm; the same for every objective",
+    )
+    times: str = Field(
+        "uniform",
+        description="how training times are drawn: uniform, stratified, logit-normal, log-normal:mean=-1.2,std=1.2, loss-second-moment",
+    )
     label_drop: Probability = Field(0.1, description="probability of training without the label (needed for guidance)")
     thresholding: str = Field(
         "clip", description="what samplers do to the predicted x0 unless told otherwise: clip, none"

@@ -4,17 +4,66 @@ Bits per dimension are nats / (ln 2 x C x H x W): the mean over an image's eleme
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from ddpm.objectives import Prediction, beside
+from ddpm.registry import Component, register
 from ddpm.schedules import Level, posterior_coefficients, posterior_variance
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 """Elementwise errors by name: squared, absolute, Huber with delta = 1."""
+
+
+class Criterion(Component, kind="criterion"):
+    """What training minimises: `of_error` times the error plus `of_bound` times the variational bound in bits per dimension.
+
+    trains_mean: whether the bound's gradient reaches what the network predicts, or its variance alone.
+    """
+
+    of_error: ClassVar[float] = 1.0
+    trains_mean: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def of_bound(self) -> float:
+        """The weight of the bound; 0: it is not computed."""
+
+
+@register("simple")
+class Simple(Criterion):
+    """The error between output and target: L_simple for eps and l2 (Ho et al. 2020, equation 14)."""
+
+    of_bound = 0.0
+
+
+@register("vlb")
+class VLB(Criterion):
+    """The variational bound: T times the term of one t (Nichol & Dhariwal 2021, section 3.3)."""
+
+    of_error = 0.0
+    of_bound = 1.0
+
+
+@register("hybrid")
+class Hybrid(Criterion):
+    """The error for the mean and `weight` times the bound for the variance (Nichol & Dhariwal 2021, equation 16).
+
+    The bound is in bits per dimension, as in their code.
+    """
+
+    weight: Annotated[float, Field(gt=0)] = 0.001
+    trains_mean = False
+
+    @property
+    def of_bound(self) -> float:
+        return self.weight
 
 
 def per_image_loss(name: str, output: Tensor, target: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddpm.errors import CheckpointError, ConfigError
 from ddpm.registry import Component, register
-from ddpm.schedules import Level, Schedule, posterior_coefficients, posterior_variance, step_variance
+from ddpm.schedules import Level, Schedule, need_table, posterior_coefficients, posterior_variance, step_variance
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class Prediction:
 
     The variance of the reverse step is told in a form that holds for any two levels, so that a sampler may skip steps:
     variance_fraction places its logarithm between beta-tilde (0, fixed-small) and beta (1, fixed-large), as Nichol &
-    Dhariwal (2021), equation 15; a number or a tensor like x_t. x0_variance, where it is known, goes before it: Var(x0 | x_t),
-    a number or a tensor that broadcasts with x_t, from which the best variance of any step follows (Bao et al. 2022,
-    Analytic-DPM, theorem 1).
+    Dhariwal (2021), equation 15; a number, a tensor like x_t, or None where it is not known. x0_variance, where it is given,
+    goes before it: Var(x0 | x_t), a number or a tensor that broadcasts with x_t, from which the best variance of any step
+    follows (Bao et al. 2022, Analytic-DPM, theorem 1).
     """
 
     x0: Tensor
     eps: Tensor
-    variance_fraction: float | Tensor = 1.0
+    variance_fraction: float | Tensor | None = 1.0
     x0_variance: float | Tensor | None = None
 
     def log_variance(
@@ -44,6 +45,7 @@ class Prediction:
                 there, and for beta too where the fraction is a number (the clipping of Ho et al. 2020, code).
 
         A variance below beta-tilde, which no data have, is beta-tilde / (1 + r) where one above it is beta-tilde (1 + r).
+        Raises CheckpointError where the variance is not known.
         """
         small, large = posterior_variance(level, previous), step_variance(level, previous)
         share = self.variance_fraction if fraction is None else fraction
@@ -51,11 +53,16 @@ class Prediction:
             clean = previous.sigma == 0
             small = torch.where(clean, floor, small)
             large = large if isinstance(share, Tensor) else torch.where(clean, floor, large)
-        low, high = beside(small.log(), self.x0), beside(large.log(), self.x0)
+        low = beside(small.log(), self.x0)
         if fraction is None and self.x0_variance is not None:
             ratio = beside(posterior_coefficients(level, previous)[0] ** 2 / small, self.x0) * self.x0_variance
             return low + ratio.sign() * ratio.abs().log1p()
-        return share * high + (1.0 - share) * low
+        if share is None:
+            raise CheckpointError(
+                "these weights have no estimate of their variance yet (--diffusion.variance=analytic makes it after the "
+                "last step): finish the run, or take a sampler that needs none, such as ddim or ddpm:variance=fixed-small."
+            )
+        return share * beside(large.log(), self.x0) + (1.0 - share) * low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,13 @@ class Objective(Component, kind="objective"):
 
     label_scale: Annotated[float, Field(gt=0)] = 1.0
 
+    def check(self, schedule: Schedule) -> None:
+        """Raise ConfigError for a schedule on which it has no meaning."""
+        if self.needs_signal and schedule.zero_terminal_snr:
+            raise ConfigError(
+                f"--diffusion.objective={self.name} divides by alpha, which is 0 at the last time of schedule {schedule.name!r}: use v or x0."
+            )
+
     def condition(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """The network's input, like x_t, and its noise label, (B,) float32."""
         label = (level.t * self.label_scale).to(device=x_t.device, dtype=torch.float32)
@@ -82,6 +96,12 @@ class Objective(Component, kind="objective"):
     @abstractmethod
     def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
         """x0 and eps from the network's output; all like x_t."""
+
+    def x0_factor(self, level: Level, schedule: Schedule) -> Tensor:
+        """The squared error of x0 over that of the output, (dx0 / doutput)^2: float64, of the levels' shape."""
+        x_t = torch.zeros(level.t.numel(), 1, dtype=torch.float64, device=level.t.device)
+        one, zero = (self.to_prediction(torch.full_like(x_t, y), x_t, level, schedule).x0 for y in (1.0, 0.0))
+        return (one - zero).square().reshape(level.t.shape)
 
 
 @register("eps")
@@ -126,6 +146,10 @@ class Velocity(Objective):
 @register("xprev")
 class Previous(Objective):
     """The network predicts the posterior mean of x_{t-1} (Ho et al. 2020, equation 8)."""
+
+    def check(self, schedule: Schedule) -> None:
+        super().check(schedule)
+        need_table(schedule, f"--diffusion.objective={self.name}, the step before,")
 
     def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
         at_x0, at_x_t = self._coefficients(x0, level, schedule)

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm import checkpoint, files
-from ddpm.config import RunConfig, TrainConfig
+from ddpm.config import DiffusionConfig, ModelConfig, RunConfig, TrainConfig
 from ddpm.errors import CheckpointError, DataError
+from ddpm.models import build_diffusion
 
 CONFIG = RunConfig(seed=9, train=TrainConfig(steps=77))
 STATE = {
@@ -277,6 +278,16 @@ def test_parameters_are_counted_by_the_header_without_running_statistics(tmp_pat
     norm = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     path = checkpoint.save(tmp_path, 2, {"model": norm.state_dict()}, STATE, CONFIG)
     assert checkpoint.load(path).parameters() == sum(p.numel() for p in norm.parameters()) == 120
+
+
+def test_what_a_model_has_learnt_beside_its_weights_is_not_counted(tmp_path):
+    parts = DiffusionConfig(variance="analytic", times="loss-second-moment")
+    model = build_diffusion(
+        ModelConfig(channels=8, channel_mults=(1,), attention=(), norm_groups=2), parts, (1, 4, 4), 0
+    )
+    assert {"eps_square", "history.losses", "history.counts"} <= set(model.state_dict())
+    path = checkpoint.save(tmp_path, 2, {"model": model.state_dict()}, STATE, CONFIG)
+    assert checkpoint.load(path).parameters() == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("limit", [10, 200, 500])

@@ -13,15 +13,21 @@ from hypothesis import strategies as st
 from ddpm import registry
 from ddpm.data import Dataset
 from ddpm.errors import ConfigError
+from ddpm.losses import Criterion
 from ddpm.objectives import Objective
 from ddpm.registry import Component, register
 from ddpm.samplers import Grid, Sampler, Thresholding
 from ddpm.samplers.ddim import DDIM
 from ddpm.samplers.grids import Quadratic, Trailing
 from ddpm.schedules import Cosine, Linear, Schedule
+from ddpm.times import Times
 from ddpm.training.ema import EMADecay
+from ddpm.variances import Variance
+from ddpm.weightings import Weighting
 
-KINDS: list[type[Component]] = [Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay]
+KINDS: list[type[Component]] = [
+    Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay, Variance, Weighting, Times, Criterion,
+]  # fmt: skip
 REGISTERED = [(kind, name) for kind in KINDS for name in kind.names()]
 
 OUTSIDE = '''
@@ -121,6 +127,10 @@ def test_the_kinds_hold_what_the_documents_name() -> None:
     assert {"trailing", "leading", "linspace", "quadratic", "log-snr", "karras", "custom"} <= set(Grid.names())
     assert {"digits", "fashion-mnist", "mnist", "cifar10", "folder", "npz", "shapes"} <= set(Dataset.names())
     assert {"constant", "warmup"} <= set(EMADecay.names())
+    assert {"fixed-large", "fixed-small", "learned", "learned-range", "analytic"} <= set(Variance.names())
+    assert {"simple", "vlb", "hybrid"} <= set(Criterion.names())
+    assert {"uniform", "snr", "truncated-snr", "min-snr", "soft-min-snr", "p2", "edm"} <= set(Weighting.names())
+    assert {"uniform", "stratified", "logit-normal", "log-normal", "loss-second-moment"} <= set(Times.names())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ddpm.models.unet import UNet
 from ddpm.objectives import Objective
 from ddpm.registry import import_object, nearest
 from ddpm.schedules import Schedule
+from ddpm.variances import Variance
 
 __all__ = ["NETWORKS", "NO_LABEL", "GaussianDiffusion", "Predictor", "UNet", "build_diffusion"]
 
@@ -35,21 +36,22 @@ def build_diffusion(
             f"--model.conditioning={model.conditioning} needs a data set with classes; this one has none."
         )
     schedule, objective = Schedule.parse(diffusion.schedule), Objective.parse(diffusion.objective)
-    if objective.needs_signal and schedule.zero_terminal_snr:
-        raise ConfigError(
-            f"--diffusion.objective={objective.name} divides by alpha, which is 0 at the last time of schedule {schedule.name!r}: use v or x0."
-        )
+    variance = Variance.parse(diffusion.variance)
+    out_channels = shape[0] * (2 if variance.learned else 1)
     num_labels = (num_classes + (diffusion.label_drop > 0)) if conditional else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network_class(model.network)(model, shape[0], shape[0], num_labels)
+        network = _network_class(model.network)(model, shape[0], out_channels, num_labels)
     return GaussianDiffusion(
         network,
         schedule,
         objective,
         shape=shape,
-        variance=diffusion.variance,
+        variance=variance,
         loss=diffusion.loss,
+        criterion=diffusion.criterion,
+        weighting=diffusion.weighting,
+        times=diffusion.times,
         num_classes=num_classes if conditional else 0,
         label_drop=diffusion.label_drop if conditional else 0.0,
         thresholding=diffusion.thresholding,

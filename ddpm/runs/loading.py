@@ -77,7 +77,7 @@ def load(
 def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
     """Raise ConfigError where building from the config would import code that does not belong to the package."""
     network, diffusion = settings.model.network, settings.diffusion
-    specs = [diffusion.schedule, diffusion.objective, diffusion.thresholding, settings.sample.sampler]
+    specs = [value for value in diffusion.model_dump().values() if isinstance(value, str)] + [settings.sample.sampler]
     specs += [settings.data.dataset, *settings.train.ema]
     named = [network] if ":" in network else []
     named += [name for spec in specs for name in outside_code(spec)]

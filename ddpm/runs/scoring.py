@@ -192,6 +192,7 @@ class Scoring:
         if self._model is None:
             self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
         load_weights(self._model, _weights(trainer))
+        self._model.variance = trainer.module.present_variance
         sample, machine = self.settings.sample, trainer.runtime
         recipe = Recipe(
             Sampler.parse(sample.sampler),

@@ -26,6 +26,7 @@ from ddpm.runs.scoring import Judge, Scoring
 from ddpm.runtime import Runtime
 from ddpm.samplers import OfModel, Sampler, Thresholding
 from ddpm.training.ema import parse_decays
+from ddpm.training.estimating import EstimateVariance
 from ddpm.training.hooks import Checkpoints, Every, Listener, Metrics
 from ddpm.training.loggers import SinkGroup, check_names, open_sinks
 from ddpm.training.trainer import Hook, StopClock, Trainer, load_weights
@@ -68,6 +69,7 @@ def train(
         data = _load_data(settings.data, say)
         settings = _resolved(settings, machine, data)
         model = build_diffusion(settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed)
+        model.check_training()
         Sampler.parse(settings.sample.sampler).path(model.schedule)
         if isinstance(Thresholding.parse(settings.diffusion.thresholding), OfModel):
             raise ConfigError(
@@ -183,6 +185,8 @@ def _train(
         stop = stack.enter_context(stop_signals())
         clock = StopClock(stop_after_s)
         hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, run, sinks))]
+        if model.variance.estimated:
+            hooks.insert(1, EstimateVariance(trainer, data, say.info))
         if judge is not None and world.is_main:
             scoring = Scoring(judge, settings, run, sinks, saver, trainer.step)
             hooks.append(Every(settings.evaluate.every, scoring))
@@ -323,6 +327,7 @@ class Preview:
         if self._model is None:
             self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
         load_weights(self._model, trainer.emas[0].state() if trainer.emas else trainer.module.state_dict())
+        self._model.variance = trainer.module.present_variance
         try:
             grid = self._grid(self._model, trainer)
         except _StoppedError:

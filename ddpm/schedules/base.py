@@ -75,7 +75,7 @@ class Schedule(Component, kind="schedule"):
     @property
     def zero_terminal_snr(self) -> bool:
         """Whether the noisiest level holds no signal: alpha = 0, log-SNR -inf (Lin et al. 2024)."""
-        return not self.at(torch.tensor(self.first, dtype=torch.float64)).alpha
+        return not self.at(torch.tensor(self.first, dtype=torch.float64, device="cpu")).alpha
 
     @abstractmethod
     def at(self, t: Tensor) -> Level:
@@ -126,6 +126,12 @@ class DiscreteSchedule(Schedule):
     def log_snr(self) -> Tensor:
         """(T,) float64: ln(alphas_cumprod / (1 - alphas_cumprod)), falling."""
         return torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod)
+
+    @cached_property
+    def floor_variance(self) -> Tensor:
+        """float64 (): beta-tilde of the second step, which stands for the zero of the first (Ho et al. 2020, code)."""
+        t = torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")
+        return posterior_variance(self.at(t[0]), self.at(t[1]))
 
     @property
     def first(self) -> float:
@@ -185,6 +191,15 @@ SMALLEST_ALPHA = torch.finfo(torch.float32).tiny
 
 Timesteps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
+def need_table(schedule: Schedule, what: str) -> DiscreteSchedule:
+    """The schedule as a table of steps; raises ConfigError, for `what`, where it is none."""
+    if not isinstance(schedule, DiscreteSchedule):
+        raise ConfigError(
+            f"{what} needs a schedule of numbered steps, such as linear or cosine; {schedule.name!r} is continuous."
+        )
+    return schedule
 
 
 def step_variance(level: Level, previous: Level) -> Tensor:

@@ -47,6 +47,9 @@ class Hook(Protocol):
 class Trainer:
     """Trains a module whose forward(images, labels, stream) returns a loss per image.
 
+    A module with `observe` (not None) is told after each update of every image's loss: observe(losses, stream), with losses
+    (B,) float64 of the whole global batch in order of place, and the stream of them all, on each process the same.
+
     Args:
         module: already on the device.
         loader: this process's part of every batch.
@@ -78,6 +81,7 @@ class Trainer:
         self.emas = [EMA(module, decay) for decay in parse_decays(config.ema)]
         if world.size > 1:  # of 1x1 convolutions, whose strides have several spellings for one order in memory
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        self.observe: Callable[[Tensor, Stream], None] | None = getattr(module, "observe", None)
         self.parallel: nn.Module = DistributedDataParallel(module) if world.size > 1 else module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = _make_optimizer(config, self.parameters)
@@ -117,9 +121,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses = self._gradients(batch)
-        shared = self.world.sum(
-            torch.tensor([losses.double().sum().item() / self.config.batch_size, float(stop)], dtype=torch.float64)
-        )
+        shared = self.world.sum(self._shared(batch, losses, stop))
         loss = float(shared[0])
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf, foreach=True))
         good = math.isfinite(loss) and math.isfinite(norm)
@@ -127,11 +129,26 @@ class Trainer:
             self.optimizer.step()
             for ema in self.emas:
                 ema.update()
+            self._observe(shared[2:])
         else:
             self._not_finite(batch, losses, loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return StepResult(self.step, loss, norm, lr, skipped=not good), bool(shared[1] > 0)
+
+    def _shared(self, batch: Batch, losses: Tensor, stop: bool) -> Tensor:
+        """What the processes add up: mean loss, stop flag, and for a module that observes the losses each in its place."""
+        mean = losses.double().sum().item() / self.config.batch_size
+        each = torch.zeros(self.config.batch_size if self.observe else 0, dtype=torch.float64)
+        if self.observe:
+            each[batch.places] = losses.double().cpu()
+        return torch.cat([torch.tensor([mean, float(stop)], dtype=torch.float64), each])
+
+    def _observe(self, losses: Tensor) -> None:
+        if self.observe:
+            device = self.runtime.device
+            stream = Stream(self.seed, torch.arange(len(losses), device=device), step=self.step)
+            self.observe(losses.to(device), stream)
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Backward through the batch, in parts where memory asks; the loss of each of this process's images."""

@@ -215,11 +215,40 @@ def test_a_config_describes_the_whole_model() -> None:
     model = build_diffusion(TINY.model_copy(update={"conditioning": "global"}), settings, SHAPE, 4)
     assert model.schedule == Schedule.parse("cosine:timesteps=20")
     assert model.objective == Objective.parse("v")
-    assert (model.variance, model.error, model.thresholding) == ("fixed-small", "huber", "clip")
+    assert (model.variance.spec, model.error, model.thresholding) == ("fixed-small", "huber", "clip")
     assert (model.shape, model.num_classes, model.label_drop) == (SHAPE, 4, 0.25)
     assert isinstance(model.network, UNet)
     assert model.network.num_labels == 5
     assert model.network.head.out_channels == SHAPE[0]
+
+
+def test_a_learned_variance_has_channels_of_its_own() -> None:
+    for variance, channels in (("learned", 4), ("learned-range", 4), ("analytic", 2), ("fixed-large", 2)):
+        model = build_diffusion(TINY, DiffusionConfig(variance=variance), SHAPE, 0).eval()
+        assert isinstance(model.network, UNet)
+        assert model.network.head.out_channels == channels
+        assert model.predict(images(2), model.schedule.at(torch.tensor(5.0))).x0.shape == (2, *SHAPE)
+
+
+def test_training_choices_are_those_of_the_config() -> None:
+    settings = DiffusionConfig(
+        variance="learned", criterion="hybrid:weight=0.5", weighting="p2:k=2", times="stratified"
+    )
+    model = build_diffusion(TINY, settings, SHAPE, 0)
+    assert (model.criterion.spec, model.weighting.spec) == ("hybrid:weight=0.5", "p2:k=2.0,gamma=1.0")
+    assert (model.variance.spec, model.times.spec) == ("learned", "stratified")
+    model.check_training()
+    model(images(3), None, stream(3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_runs_of_before_have_the_choices_that_they_had() -> None:
+    """A config without the newer fields; its loss is that of the first test of this file."""
+    model = build_diffusion(TINY, DiffusionConfig(), SHAPE, 0)
+    found = (model.variance.spec, model.criterion.spec, model.weighting.spec, model.times.spec)
+    assert found == ("fixed-large", "simple", "uniform", "uniform")
+    assert all(name.startswith("network.") for name in model.state_dict())
+    assert model.observe is None
 
 
 @pytest.mark.parametrize(

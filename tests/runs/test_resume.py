@@ -33,6 +33,18 @@ BUSY = {
 }
 """Everything random or stateful at once; the log steps and the stop do not meet."""
 
+STATEFUL = {
+    **BUSY,
+    "diffusion.schedule": "cosine:timesteps=6",
+    "diffusion.times": "loss-second-moment:history=3",
+    "diffusion.variance": "analytic:images=20",
+    "diffusion.weighting": "min-snr",
+    "train.preview_every": 20,
+    "sample.sampler": "ddpm:steps=3",
+}
+"""Times that follow past losses (every history is full before step 13) and a variance that is estimated after the last
+step; previews draw with it, and before with another."""
+
 
 def final(run: Path) -> dict[str, bytes]:
     """The files of the newest checkpoint, but for the config (which fields may differ in) and its hash."""
@@ -60,13 +72,14 @@ def last_step(run: Path) -> int:
         (BUSY, {}),
         (BUSY, {"data.workers": 2}),
         ({**BUSY, "runtime.precision": "bf16", "data.workers": 2}, {}),
+        (STATEFUL, {}),
         (
             {"train.steps": 40, "train.log_every": 5, "train.checkpoint_every": 1000, "train.ema": (), "train.lr_schedule": "cosine",
              "train.optimizer": "adamw", "train.weight_decay": 0.1, "model.conditioning": "none"},
             {},
         ),
     ],
-    ids=["busy", "other-workers", "bf16-workers", "cosine-unconditional"],
+    ids=["busy", "other-workers", "bf16-workers", "stateful", "cosine-unconditional"],
 )  # fmt: skip
 def test_forty_steps_are_thirteen_and_twenty_seven(zygote, words, lines, tmp_path, changes, after):
     straight = zygote.run("train", "digits", *words(changes), "--run-dir=straight", cwd=tmp_path)
@@ -77,6 +90,26 @@ def test_forty_steps_are_thirteen_and_twenty_seven(zygote, words, lines, tmp_pat
     assert final(tmp_path / "parts") == final(tmp_path / "straight")
     assert lines(tmp_path / "parts") == lines(tmp_path / "straight")
     assert events(tmp_path / "parts") == ["started", "saved", "stopped", "resumed", "saved", "finished"]
+
+
+def test_what_two_processes_learn_from_losses_and_data_is_what_one_does(zygote, words, lines, tmp_path):
+    changes = {**STATEFUL, "train.steps": 14, "train.adam_eps": 1e-4, "train.micro_batch": 4}
+    given = ("train", "digits", *words(changes))
+    assert zygote.run(*given, "--run-dir=one", cwd=tmp_path).wait() == 0
+    assert zygote.run(*given, "--run-dir=two", cwd=tmp_path, processes=2).wait() == 0
+    for how in ({"stop_at": 9}, {}):
+        assert zygote.run(*given, "--run-dir=parts", cwd=tmp_path, processes=2, **how).wait() == 0
+    assert final(tmp_path / "parts") == final(tmp_path / "two")
+    one, two = (
+        load_file(checkpoint.listing(tmp_path / name / "checkpoints")[0] / "ema-0.9.safetensors")
+        for name in ("one", "two")
+    )
+    assert bool((one["history.counts"] >= 3).all()) and int(one["history.counts"].sum()) == 14 * 12
+    assert bool((one["eps_square"] > 0).all())
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
 
 
 def test_two_processes_resume_exactly_and_give_one_processs_run(zygote, words, lines, tmp_path):

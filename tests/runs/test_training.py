@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ddpm import checkpoint, files, images, runs
+from ddpm import checkpoint, cli, files, images, runs
 from ddpm.config import build, read_yaml, to_yaml
 from ddpm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from ddpm.models import GaussianDiffusion, build_diffusion
@@ -88,10 +88,13 @@ def test_config_yaml_makes_the_same_run_anew(zygote, trained, lines, tmp_path):
 
 def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert runs.train(tiny(), Path("run"), dry_run=True).step == 0
+    parts = {"variance": "learned-range", "criterion": "hybrid", "weighting": "min-snr", "times": "stratified"}
+    settings = tiny({f"diffusion.{field}": spec for field, spec in parts.items()})
+    assert runs.train(settings, Path("run"), dry_run=True).step == 0
     assert list(tmp_path.iterdir()) == []
     out = capsys.readouterr().out
-    assert build(yaml.safe_load(out[: out.index("\nplan\n")])) == tiny()
+    assert build(yaml.safe_load(out[: out.index("\nplan\n")])) == settings
+    assert all(f"{field}: {spec}" in out for field, spec in parts.items())
     for word in ("parameters", "FLOP an image forward", "activations about", "a step"):
         assert word in out
 
@@ -376,6 +379,40 @@ def test_stop_after_saves_and_is_a_normal_end(tiny, tmp_path, lines, trained):
     assert (result.step, result.stopped) == (1, False)
     assert runs.train(settings, tmp_path / "run").step == 6
     assert lines(tmp_path / "run") == lines(trained)
+
+
+def test_a_variance_without_its_estimate_is_told_of_where_it_is_needed(tiny, tmp_path, capsys):
+    """Stopped before the end: ddim draws, ancestral sampling says what is missing; finished, both draw."""
+    settings = tiny({"diffusion.schedule": "cosine:timesteps=5", "diffusion.variance": "analytic:images=2"})
+    runs.train(settings, tmp_path / "run", stop_after_s=1e-9)
+
+    def draw(sampler):
+        words = ["--num-images", "2", "--no-gif", "--device", "cpu", "--out", str(tmp_path / sampler), "--chunk", "2"]
+        return cli.main(["sample", str(tmp_path / "run"), "--sampler", sampler, *words])
+
+    assert draw("ddim:steps=2") == 0
+    capsys.readouterr()
+    assert draw("ddpm:steps=2") == 4
+    told = capsys.readouterr().err
+    assert (
+        told.startswith("ddpm sample: these weights have no estimate of their variance yet") and told.count("\n") == 1
+    )
+    runs.train(settings, tmp_path / "run")
+    assert "estimating the variance of 5 timesteps, by 2 images each." in capsys.readouterr().out
+    assert draw("ddpm:steps=2,thresholding=clip") == 0
+
+
+def test_parts_that_do_not_go_together_are_refused_before_anything_is_written(tiny, tmp_path):
+    for changes, named in (
+        ({"diffusion.variance": "learned-range"}, "is not trained by --diffusion.criterion=simple"),
+        (
+            {"diffusion.times": "loss-second-moment", "diffusion.schedule": "edm", "diffusion.objective": "x0"},
+            "numbered steps",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            runs.train(tiny(changes), tmp_path / "run", dry_run=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_preview_breaks_off_when_a_stop_is_asked_for(tiny, tmp_path, digits):

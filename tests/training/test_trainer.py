@@ -211,6 +211,34 @@ def test_other_runtime_errors_pass_through(digits):
         trainer.train_step(trainer.loader.batch(0))
 
 
+class Watching(Pixels):
+    """Pixels that are told of every image's loss."""
+
+    def __init__(self, bad: dict[int, int] | None = None) -> None:
+        super().__init__(bad)
+        self.told: list[tuple[int, list[int], torch.Tensor]] = []
+
+    def observe(self, losses, stream):
+        self.told.append((stream.step, stream.ids.tolist(), losses))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_module_that_observes_is_told_the_losses_of_the_whole_batch_in_order(digits, micro_batch):
+    trainer = make_trainer(digits, Watching(), micro_batch=micro_batch)
+    losses, _ = one_step(trainer)
+    trainer.train_step(trainer.loader.batch(1))
+    (first, places, found), (second, _, _) = trainer.module.told
+    assert (first, second, places) == (0, 1, list(range(8)))
+    assert found.dtype == torch.float64
+    assert torch.equal(found, losses.double())
+
+
+def test_a_step_that_is_left_out_is_not_observed(digits):
+    trainer = make_trainer(digits, Watching({1: 2}), warnings=[], nan="skip:1", steps=4)
+    trainer.run([], lambda: False)
+    assert [step for step, _, _ in trainer.module.told] == [0, 2, 3]
+
+
 class Recorder:
     """A hook that remembers what it was told."""
 
