@@ -154,7 +154,10 @@ class DiffusionConfig(Config):
     """The forward process and what the network learns."""
 
     schedule: str = Field(
-        "linear", description="noise schedule spec: linear, cosine, ... e.g. linear:timesteps=1000,beta_end=0.02"
+        "linear",
+        description="noise schedule spec, e.g. linear:timesteps=500,beta_end=0.02; tables: linear, cosine, sigmoid, quadratic, "
+        "scaled-linear, sigmoid-beta, constant, warmup, jsd, zero-snr (another one rescaled: zero-snr:table=cosine); "
+        "continuous: vp, ve, edm, laplace",
     )
     objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev")
     variance: str = Field(

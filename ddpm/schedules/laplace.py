@@ -1,5 +1,6 @@
-"""Noise levels that crowd around one log-SNR."""
+"""Noise levels that crowd around one log-SNR in training."""
 
+import math
 from typing import Annotated
 
 import torch
@@ -12,10 +13,10 @@ from ddpm.schedules.continuous import LAST_TIME, ContinuousSchedule
 
 @register("laplace")
 class Laplace(ContinuousSchedule):
-    """Over uniform t, log-SNR has a Laplace distribution, here cut off at both ends (Hang et al. 2024).
+    """Training draws log-SNR from a Laplace distribution around `mu`, cut off at both ends (Hang et al. 2024).
 
-    log_snr(t) = mu - b sgn(1/2 - p) ln(1 - 2 |1/2 - p|), where p rises evenly with t and would be t/999 without the cut.
-    Most training goes to levels around `mu`; sampling is better spread by a grid of levels, log-snr or karras.
+    Their log_snr(u) = mu - b sgn(1/2 - u) ln(1 - 2 |1/2 - u|) of uniform u is `draw`. Times themselves are even in
+    log-SNR, so that the rare levels of the tails have labels that a network can tell apart, and samplers visit them.
     """
 
     mu: float = 0.0
@@ -24,25 +25,19 @@ class Laplace(ContinuousSchedule):
     log_snr_max: float = 10.0
 
     def log_snr_at(self, t: Tensor) -> Tensor:
-        clean, noisy = self._ends(t)
-        above = torch.lerp(clean[0], noisy[0], t / LAST_TIME)
-        below = torch.lerp(noisy[1], clean[1], (LAST_TIME - t) / LAST_TIME)
-        return self.mu + self.b * torch.where(above < 0.5, -torch.log(2.0 * above), torch.log(2.0 * below))
+        return self.log_snr_max + t / LAST_TIME * (self.log_snr_min - self.log_snr_max)
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        clean, noisy = self._ends(log_snr)
-        above, below = self._shares(log_snr)
-        from_clean = (above - clean[0]) / (noisy[0] - clean[0])
-        from_noisy = (below - noisy[1]) / (clean[1] - noisy[1])
-        return LAST_TIME * torch.where(above < 0.5, from_clean, 1.0 - from_noisy)
+        return (log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max) * LAST_TIME
 
-    def _ends(self, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What `_shares` gives at log_snr_max and at log_snr_min."""
-        high, low = (self._shares(like.new_tensor(value)) for value in (self.log_snr_max, self.log_snr_min))
-        return high, low
+    def draw(self, u: Tensor) -> Tensor:
+        """The times of log-SNRs above which a share u of the distribution between the ends lies."""
+        cleanest, noisiest = self._share_above(self.log_snr_max), self._share_above(self.log_snr_min)
+        above = cleanest + u.to(torch.float64) * (noisiest - cleanest)
+        distance = -self.b * torch.log(2.0 * torch.minimum(above, 1.0 - above))
+        log_snr = self.mu + torch.where(above < 0.5, distance, -distance)
+        return self.inverse(log_snr).clamp(0.0, LAST_TIME)
 
-    def _shares(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """The probabilities above and below a log-SNR, the smaller one without rounding from 1."""
-        tail = 0.5 * torch.exp(-(log_snr - self.mu).abs() / self.b)
-        high = log_snr > self.mu
-        return torch.where(high, tail, 1.0 - tail), torch.where(high, 1.0 - tail, tail)
+    def _share_above(self, log_snr: float) -> float:
+        tail = 0.5 * math.exp(-abs(log_snr - self.mu) / self.b)
+        return tail if log_snr > self.mu else 1.0 - tail

@@ -12,8 +12,9 @@ from ddpm.errors import ConfigError
 from ddpm.objectives import Prediction, eps_from_x0
 from ddpm.samplers import Sampler
 from ddpm.schedules import Level, Linear, Schedule
+from ddpm.schedules.laplace import Laplace
 
-SPECS = ["edm", "edm:sigma_max=20,rho=3", "ve", "vp", "vp:beta_max=0.1,beta_min=12"]
+SPECS = ["edm", "edm:sigma_max=20,rho=3", "ve", "vp", "vp:beta_max=0.1,beta_min=12", "laplace:mu=1"]
 Exactness = Callable[[str, str, str, float, float], None]
 
 
@@ -97,7 +98,10 @@ def test_a_negative_time_is_the_clean_image(schedule: Schedule) -> None:
 
 def test_training_times_are_uniform(schedule: Schedule) -> None:
     u = torch.linspace(0, 1, 11)
-    assert torch.allclose(schedule.draw(u), u.double() * 999, rtol=1e-12, atol=0)
+    drawn = schedule.draw(u)
+    assert drawn.dtype == torch.float64
+    if not isinstance(schedule, Laplace):
+        assert torch.allclose(drawn, u.double() * 999, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,33 @@ def test_sampling_starts_from_noise_as_wide_as_the_first_level(spec: str, std: f
         (first, *_), level = seen, sampler.path(schedule)[0]
         assert (first == (level.sigma if schedule.prior_std != 1 else 1)).all()
         seen.clear()
+
+
+@pytest.mark.parametrize("spec", ["laplace", "laplace:mu=-2,b=1", "laplace:log_snr_min=0.5", "laplace:log_snr_max=-1"])
+def test_laplace_draws_from_that_distribution_between_its_ends(spec: str, exactness: Exactness) -> None:
+    from scipy.stats import laplace
+
+    schedule = Schedule.parse(spec)
+    assert isinstance(schedule, Laplace)
+    theirs = laplace(schedule.mu, schedule.b)
+    u = np.linspace(0, 1, 1001)
+    ends = theirs.sf(schedule.log_snr_max), theirs.sf(schedule.log_snr_min)
+    wanted = theirs.isf(ends[0] + u * (ends[1] - ends[0]))
+    found = schedule.at(schedule.draw(torch.from_numpy(u))).log_snr.numpy()
+    exactness("schedule laplace", f"scipy.stats.laplace, {spec}", "exact", np.abs(found - wanted).max(), 1e-5)
+    even = schedule.at(spread(101)).log_snr.diff()
+    assert (even - even.mean()).abs().max() < 1e-12
+
+
+def test_laplace_is_that_of_diffusers_where_that_follows_the_paper(exactness: Exactness) -> None:
+    """Theirs takes alpha for alpha^2, adds 1e-6 inside the logarithm, and has float32 betas that start at 1 - alpha(0)."""
+    from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
+
+    betas = betas_for_alpha_bar(100, alpha_transform_type="laplace").double()
+    lowest = 0.5 * math.log(1e-6)
+    alpha = (torch.cumprod(1 - betas, 0) / math.sqrt(1 + math.exp(lowest)))[9:90]
+    schedule = Schedule.parse("laplace:log_snr_min=-30,log_snr_max=30")
+    u = torch.arange(10, 91, dtype=torch.float64) / 100
+    guarded = torch.where(u < 0.5, u + 5e-7, u - 5e-7)
+    found = schedule.at(schedule.draw(guarded)).alpha
+    exactness("schedule laplace", "diffusers laplace", "exact", float((found - alpha).abs().max()), 1e-5)
