@@ -1,6 +1,7 @@
 """Curves as PNG files: matplotlib without a display, the same bytes for the same numbers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.files import atomic_path
@@ -26,5 +27,41 @@ def curves(
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+Point = tuple[float, float, float, float]
+"""A cost, a value, and the ends of the value's interval."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Values against a cost: the cost's caption, points by name, and the line of the best (cost, value)."""
+
+    xlabel: str
+    series: Mapping[str, Sequence[Point]]
+    front: Sequence[tuple[float, float]]
+
+
+def fronts(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> None:
+    """Draw panels side by side, both axes logarithmic, intervals as bars, and write the picture whole or not at all."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(6 * len(panels), 4.5), dpi=120, layout="constrained")
+        figure.suptitle(title)
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), place + 1, xlabel=panel.xlabel, ylabel=ylabel)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.plot(*zip(*panel.front, strict=True), color="0.6", linewidth=6, alpha=0.4, label="front")
+            for name, points in panel.series.items():
+                xs, ys, low, high = zip(*points, strict=True)
+                bars = [[y - a for y, a in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
+                axes.errorbar(xs, ys, yerr=bars, label=name, marker="o", markersize=4, capsize=3, linewidth=1.2)
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(fontsize=8)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -1,6 +1,6 @@
 """A run on disk: the names of its files, its lock, its config and its JSON-lines records.
 
-runs/<name>/config.yaml env.json lock metrics.jsonl events.jsonl evaluations.jsonl best.json skipped.csv checkpoints/ samples/
+runs/<name>/config.yaml env.json lock metrics.jsonl events.jsonl evaluations.jsonl best.json sampling.json skipped.csv checkpoints/ samples/
 """
 
 import csv
@@ -34,6 +34,7 @@ class RunDir:
         self.events = path / "events.jsonl"
         self.evaluations = path / "evaluations.jsonl"
         self.best = path / "best.json"
+        self.sampling = path / "sampling.json"
         self.skipped = path / "skipped.csv"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"

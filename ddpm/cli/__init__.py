@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a model, or go on with a run",
     "sample": "draw images from a run or a checkpoint",
     "evaluate": "how good a model or a set of images is",
+    "sweep": "samplers x steps: quality against cost, and a recommended setting",
     "stats": "mean and covariance of a data set's features, as a file",
     "metrics": "what runs have measured, side by side",
     "data": "look at a data set, or prepare it",

@@ -6,12 +6,14 @@ from ddpm.runs.drawing import SampleResult, draw_images, sample
 from ddpm.runs.evaluating import Evaluation, evaluate, stats
 from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.showing import contact_sheet, data_info, data_prepare, info
+from ddpm.runs.sweeping import Sweep, sweep
 from ddpm.runs.training import TrainResult, train
 
 __all__ = [
     "Evaluation",
     "Model",
     "SampleResult",
+    "Sweep",
     "TrainResult",
     "contact_sheet",
     "data_info",
@@ -25,5 +27,6 @@ __all__ = [
     "metrics",
     "sample",
     "stats",
+    "sweep",
     "train",
 ]

@@ -118,19 +118,19 @@ def evaluate(
         machine = runtime.resolve(device, precision, processes=world.size, local_rank=world.local_rank)
         _check_options(num_images, splits, quantise)
         subject = _subject(source, ema, num_images, seed, say)
-        against = _reference(subject, reference)
-        opened = _open_extractor(subject, against, extractor, weights, machine.device)
+        against = reference_of(subject, reference)
+        opened = open_extractor(subject, against, extractor, weights, machine.device)
         drawing = None
         if subject.model is not None:
             recipe = Recipe.of(subject.model, machine, sampler, guidance, thresholding, chunk, None)
             count = num_images or subject.model.config.evaluate.num_images
             drawing = Drawing(subject.model.diffusion, subject.model.classes, recipe, range(seed, seed + count))
             drawing.check()
-        jsonl, home = _places(subject, out)
+        jsonl, home = places(subject, out)
         work = _Work(subject, drawing, against, opened, splits, home, world, say)
         chosen, notes = work.choose(metrics)
         if world.is_main:
-            _check_writable(home)
+            check_writable(home)
         scores = work.score(chosen, machine)
         record = world.broadcast(work.record(scores, notes, seed, start) if world.is_main else None)
         result = Evaluation(cast(dict[str, Any], record), jsonl, work.picture if "memorisation" in chosen else None)
@@ -164,12 +164,9 @@ class _Work:
         """The folder of this very set of images: everything that decides them is in its name's digest."""
         if self.drawing is not None:
             assert self.subject.model is not None
-            seeds = self.drawing.seeds
-            facts = {**self.drawing.recipe.written(self.subject.model), "seeds": [seeds.start, seeds.stop]}
-            head = f"{facts['sampler'].partition(':')[0]}-{self.subject.model.step:08d}"
-        else:
-            facts = {"images": self.subject.images.fingerprint if self.subject.images else self.subject.source}
-            head = "".join(letter if letter.isalnum() else "-" for letter in Path(self.subject.source).stem) or "images"
+            return drawn_folder(self.home, self.subject.model, self.drawing).name
+        facts = {"images": self.subject.images.fingerprint if self.subject.images else self.subject.source}
+        head = "".join(letter if letter.isalnum() else "-" for letter in Path(self.subject.source).stem) or "images"
         return f"{head}-{digest(facts)}"
 
     @property
@@ -187,7 +184,7 @@ class _Work:
             )
         for known in (self.subject.statistics, self.reference.statistics):
             if known is not None and self.extractor is not None:
-                check_comparable(self._expected(self.extractor), known)
+                check_comparable(expected(self.extractor, self.subject.shape or (theirs and theirs.shape)), known)
         has_logits = False
         if self.extractor is not None and (shape or (theirs and theirs.shape)) is not None:
             channels = cast(tuple[int, int, int], shape or (theirs and theirs.shape))
@@ -201,17 +198,6 @@ class _Work:
             classes=protocol.comparable_classes(self.subject.classes, theirs),
         )
         return protocol.choose(metrics, facts)
-
-    def _expected(self, extractor: Features) -> ReferenceStatistics:
-        """Statistics as this evaluation's would be, with zeros for numbers."""
-        shape = self.subject.shape or (self.reference.images.shape if self.reference.images else None)
-        return ReferenceStatistics(
-            mu=np.zeros(extractor.dim),
-            sigma=np.zeros((extractor.dim, extractor.dim)),
-            extractor=extractor.name,
-            extractor_sha256=extractor.sha256,
-            image_size=None if shape is None else (shape[1], shape[2]),
-        )
 
     def score(self, metrics: Sequence[str], machine: runtime.Runtime) -> Scores:
         """Read the reference, draw what is missing, take features, compare. Other processes than the main one get no numbers."""
@@ -271,6 +257,23 @@ class _Work:
         )
 
 
+def drawn_folder(home: Path, model: Model, drawing: Drawing) -> Path:
+    """Where the images of this very recipe and these seeds are kept."""
+    facts = {**drawing.recipe.written(model), "seeds": [drawing.seeds.start, drawing.seeds.stop]}
+    return home / f"{facts['sampler'].partition(':')[0]}-{model.step:08d}-{digest(facts)}"
+
+
+def expected(extractor: Features, shape: tuple[int, int, int] | None) -> ReferenceStatistics:
+    """Statistics of images of this shape as an extractor would make them, with zeros for numbers."""
+    return ReferenceStatistics(
+        mu=np.zeros(extractor.dim),
+        sigma=np.zeros((extractor.dim, extractor.dim)),
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        image_size=None if shape is None else (shape[1], shape[2]),
+    )
+
+
 def stats(
     data: DataConfig,
     out: Path,
@@ -299,7 +302,7 @@ def stats(
     opened = protocol.open_extractor(extractor, weights, data.dataset.partition(":")[0], machine.device)
     if len(found) < 2:
         raise DataError(f"{found.name}: statistics need at least 2 images, and there are {len(found)}; add some.")
-    _check_writable(out.parent)
+    check_writable(out.parent)
     made = statistics_of(cached_side(found, opened, world, say, "features"), opened)
     save_npz(out, made)
     say.info(f"{out}: mean and covariance of {len(found):,} images of {found.name} by {opened.name}.")
@@ -339,7 +342,8 @@ def _is_run(path: Path) -> bool:
     )  # fmt: skip
 
 
-def _reference(subject: Subject, given: str | Path | None) -> Reference:
+def reference_of(subject: Subject, given: str | Path | None) -> Reference:
+    """What is compared with: what --reference names, or the data that the model was trained on; raises ConfigError, DataError."""
     if given is not None:
         return find_reference(str(given))
     if subject.model is None:
@@ -349,7 +353,7 @@ def _reference(subject: Subject, given: str | Path | None) -> Reference:
     return of_dataset(subject.model.config.data)
 
 
-def _open_extractor(
+def open_extractor(
     subject: Subject, reference: Reference, spec: str | None, weights: Path | None, device: torch.device
 ) -> Features | None:
     """The extractor, or None where both sides are statistics; checked to take the images."""
@@ -366,7 +370,7 @@ def _dataset_of(subject: Subject) -> str:
     return subject.model.config.data.dataset.partition(":")[0] if subject.model is not None else ""
 
 
-def _places(subject: Subject, out: Path | None) -> tuple[Path, Path]:
+def places(subject: Subject, out: Path | None) -> tuple[Path, Path]:
     """The file for the record, and the folder for pictures and what is kept of the work."""
     if out is None and subject.model is not None and subject.model.source.parent.name == "checkpoints":
         run = RunDir(subject.model.source.parent.parent)
@@ -375,7 +379,7 @@ def _places(subject: Subject, out: Path | None) -> tuple[Path, Path]:
     return home / "evaluations.jsonl", home
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise DataError before any work where a folder cannot be written to."""
     probe = folder / ".writable"
     files.write_text(probe, "")
