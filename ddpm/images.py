@@ -22,14 +22,19 @@ _MAX_PIXELS = 64_000_000
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1], any shape."""
-    assert images.dtype == torch.uint8, images.dtype
+    """uint8, or `to_pixels`' float32, in 0..255 -> float32 in [-1, 1], any shape."""
+    assert images.dtype in (torch.uint8, torch.float32), images.dtype
     return images.to(torch.float32) / 127.5 - 1
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float in [-1, 1] (clamped to it; NaN becomes 0) -> nearest uint8; the exact inverse of `to_float`."""
-    return ((images.detach().float().nan_to_num(-1.0, 1.0, -1.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_pixels(images).round().to(torch.uint8)
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Float in [-1, 1] (clamped to it; NaN becomes 0) -> float32 in 0..255, not rounded."""
+    return (images.detach().float().nan_to_num(-1.0, 1.0, -1.0).clamp(-1, 1) + 1) * 127.5
 
 
 def grid(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.distributed import World
 from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree
-from ddpm.images import to_uint8
+from ddpm.images import to_pixels, to_uint8
 from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
 from ddpm.randomness import Stream, seed_array
 from ddpm.runtime import Runtime
@@ -22,11 +22,13 @@ from ddpm.samplers import Sampler, Thresholding
 
 @dataclass(frozen=True)
 class Drawn:
-    """Some images with what made them: seeds and labels (n,) int64 (labels None without classes), images (n, C, H, W) uint8."""
+    """Some images with what made them: seeds and labels (n,) int64 (labels None without classes), images (n, C, H, W) uint8,
+    and, where they were asked for, the pixels before rounding, float32 in 0..255."""
 
     seeds: np.ndarray
     labels: np.ndarray | None
     images: np.ndarray
+    pixels: np.ndarray | None = None
 
 
 OnChunk = Callable[[int, Tensor, Tensor], None]
@@ -44,6 +46,7 @@ def generate(
     thresholding: Thresholding | None = None,
     world: World = World(),  # noqa: B008 - frozen
     on_step: OnChunk | None = None,
+    pixels: bool = False,
 ) -> Iterator[Drawn]:
     """Images of the seeds asked for, a chunk at a time and rising; memory does not grow with their number.
 
@@ -61,6 +64,7 @@ def generate(
         thresholding: of the predicted x0, where the sampler names none; None: the model's own.
         world: the processes; each yields its own chunks.
         on_step: sampler progress of every chunk, (index, x, x0).
+        pixels: give the pixels before rounding too.
 
     Raises ConfigError: a seed that is no whole number from 0 to 2^62 - 1, a chunk below 1, a label out of range, labels or
     guidance that the model cannot take.
@@ -78,14 +82,13 @@ def generate(
         for start in starts:
             whole = torch.arange(start, start + chunk)
             of_seed = cycle[whole % len(cycle)]
-            images = draw(
-                model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step
-            )
+            x = draw(model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step)
             kept = np.isin(
                 whole.numpy(), wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + chunk)]
             )
             drawn_labels = of_seed.numpy()[kept] if model.num_classes else None
-            yield Drawn(whole.numpy()[kept], drawn_labels, images.cpu().numpy()[kept])
+            unrounded = to_pixels(x).cpu().numpy()[kept] if pixels else None
+            yield Drawn(whole.numpy()[kept], drawn_labels, to_uint8(x).cpu().numpy()[kept], unrounded)
 
     return parts()
 
@@ -100,12 +103,12 @@ def draw(
     rule: Thresholding,
     on_step: OnChunk | None = None,
 ) -> Tensor:
-    """One chunk: (B,) seeds and labels -> (B, C, H, W) uint8 on the device."""
+    """One chunk: (B,) seeds and labels -> (B, C, H, W), about [-1, 1], on the device."""
     stream = Stream(0, seeds.to(runtime.device), "sample")
     condition = None if labels is None else labels.to(runtime.device)
     start = runtime.images(stream.normal(*model.shape))
     with runtime.autocast():
-        x = sampler.sample(
+        return sampler.sample(
             predictor,
             start,
             condition,
@@ -113,7 +116,6 @@ def draw(
             rule,
             on_step,
         )
-    return to_uint8(x)
 
 
 def check_chunk(chunk: Any) -> None:

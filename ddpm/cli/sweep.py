@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.cli import flags
-from ddpm.cli.evaluate import add_extractor
+from ddpm.cli.stats import add_extractor
 from ddpm.errors import ConfigError
 
 EXAMPLES = (

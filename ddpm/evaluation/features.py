@@ -31,7 +31,7 @@ from ddpm.registry import Component, register
 
 Output = tuple[Tensor, Tensor | None]
 Network = Callable[[Tensor], Output]
-"""uint8 images (B, C, H, W) on the network's device -> features (B, D), and logits (B, K) or None."""
+"""Images (B, C, H, W) on the network's device, uint8 or float32 in 0..255 -> features (B, D), and logits (B, K) or None."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +48,7 @@ class Features:
         channels: that the network takes; grey images are repeated for three.
         classes: names of the logits; () where there are none, or they have no names.
         chunk: images that the network sees at once; features are quickest in multiples of it.
+        rounds: whether the network rounds pixels itself, so that images which were not rounded mean nothing to it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Features:
     classes: tuple[str, ...] = ()
     chunk: int = 32
     device: torch.device = torch.device("cpu")
+    rounds: bool = False
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -75,14 +77,14 @@ class Features:
         """Features of images, the same whatever batch they come in: the network always sees `chunk` images, the last ones padded.
 
         Args:
-            images: uint8 (B, C, H, W), on any device.
+            images: uint8 (B, C, H, W), or float32 in 0..255 that was not rounded, on any device.
 
         Returns:
             float32 on the CPU: features (B, dim), and logits (B, K) or None.
 
         Raises DataError: channels that the network does not take, features that are not finite.
         """
-        assert images.dtype == torch.uint8 and images.ndim == 4, (images.dtype, images.shape)
+        assert images.dtype in (torch.uint8, torch.float32) and images.ndim == 4, (images.dtype, images.shape)
         self.check_channels(images.shape[1])
         parts = [self._chunk(images[start : start + self.chunk]) for start in range(0, len(images), self.chunk)]
         if not parts:
@@ -206,6 +208,7 @@ class NetworkFile(FeatureExtractor):
             channels=self.channels,
             chunk=self.chunk,
             device=place,
+            rounds=self.input in ("uint8", "symmetric"),
         )
         return self._measured(opened)
 

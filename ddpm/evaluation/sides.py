@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddpm.console import Console
 from ddpm.data.base import ImageSet
 from ddpm.data.places import cache_root
@@ -33,12 +36,20 @@ def cached_side(found: ImageSet, extractor: Extractor, world: World, say: Consol
 
 
 def side(
-    folder: Path, found: ImageSet, extractor: Extractor, world: World, say: Console, what: str, wait: bool = False
+    folder: Path,
+    found: ImageSet,
+    extractor: Extractor,
+    world: World,
+    say: Console,
+    what: str,
+    wait: bool = False,
+    pixels: NDArray[np.float32] | None = None,
 ) -> Side:
-    """The features of images, in a folder where an earlier call may have put some; every process must call."""
+    """The features of images (of their pixels before rounding, where these are given), in a folder where an earlier call
+    may have put some; every process must call."""
     arrays = feature_arrays(extractor, found.shape)
     with Store(folder, len(found), arrays, world, wait) as store, say.counting(what, "images") as tell:
-        extract(found.images, extractor, store, tell)
+        extract(found.images if pixels is None else pixels, extractor, store, tell)
         store.sync()
         return Side(store.read("features"), store.read("logits") if "logits" in arrays else None, found)
 

@@ -127,8 +127,8 @@ class Store:
         files.write_text(self.folder / _FACTS, self._facts())
 
 
-def extract(images: NDArray[np.uint8], features: Features, store: Store, progress: files.Progress) -> None:
-    """Put the features of images (N, C, H, W) uint8 (and logits, where the store has them) into the rows that lack them.
+def extract(images: NDArray[Any], features: Features, store: Store, progress: files.Progress) -> None:
+    """Put the features of images (N, C, H, W), uint8 or float32 in 0..255 (and logits, where the store has them) into the rows that lack them.
 
     Blocks of whole chunks of the network are what processes share, so the split changes nothing. Raises DataError.
     """

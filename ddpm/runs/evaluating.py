@@ -106,7 +106,8 @@ def evaluate(
         weights: the file that the extractor reads.
         sampler, guidance, thresholding, ema, chunk, device, precision: as for `ddpm sample`.
         splits: of the Inception Score.
-        quantise: score images as the 8-bit files they would be saved as.
+        quantise: score images as the 8-bit files they would be saved as; without it, drawn pixels before rounding (the
+            protocol of w86763777/pytorch-ddpm).
         out: folder for evaluations.jsonl; None: the run's folder, else `evaluations`.
 
     Everything is checked, and the reference read, before the first image is drawn. A killed evaluation goes on where it
@@ -116,15 +117,19 @@ def evaluate(
         say = Console(quiet=quiet or not world.is_main)
         start = time.perf_counter()
         machine = runtime.resolve(device, precision, processes=world.size, local_rank=world.local_rank)
-        _check_options(num_images, splits, quantise)
+        _check_options(num_images, splits)
         subject = _subject(source, ema, num_images, seed, say)
         against = reference_of(subject, reference)
         opened = open_extractor(subject, against, extractor, weights, machine.device)
+        if not quantise:
+            _check_unrounded(subject, opened)
         drawing = None
         if subject.model is not None:
             recipe = Recipe.of(subject.model, machine, sampler, guidance, thresholding, chunk, None)
             count = num_images or subject.model.config.evaluate.num_images
-            drawing = Drawing(subject.model.diffusion, subject.model.classes, recipe, range(seed, seed + count))
+            drawing = Drawing(
+                subject.model.diffusion, subject.model.classes, recipe, range(seed, seed + count), quantise
+            )
             drawing.check()
         jsonl, home = places(subject, out)
         work = _Work(subject, drawing, against, opened, splits, home, world, say)
@@ -184,7 +189,7 @@ class _Work:
             )
         for known in (self.subject.statistics, self.reference.statistics):
             if known is not None and self.extractor is not None:
-                check_comparable(expected(self.extractor, self.subject.shape or (theirs and theirs.shape)), known)
+                check_comparable(expected(self.extractor, shape or (theirs.shape if theirs else None)), known)
         has_logits = False
         if self.extractor is not None and (shape or (theirs and theirs.shape)) is not None:
             channels = cast(tuple[int, int, int], shape or (theirs and theirs.shape))
@@ -211,8 +216,9 @@ class _Work:
             ours = cached_side(self.subject.images, self.extractor, self.world, self.say, "features of the images")
         else:
             folder = self.home / self.key
-            drawn = self.drawing.draw(folder, machine, self.world, self.say)
-            ours = side(folder / extractor_key(self.extractor), drawn, self.extractor, self.world, self.say, "features")
+            drawn, pixels = self.drawing.draw(folder, machine, self.world, self.say)
+            key = extractor_key(self.extractor)
+            ours = side(folder / key, drawn, self.extractor, self.world, self.say, "features", pixels=pixels)
         if not self.world.is_main:
             return Scores()
         self.say.info(f"comparing: {', '.join(metrics)}.")
@@ -253,6 +259,7 @@ class _Work:
             reference=self.reference.facts,
             scores=scores,
             notes=notes,
+            quantisation="uint8" if drawn is None or drawn.quantise else "none",
             seconds=time.perf_counter() - start,
         )
 
@@ -260,6 +267,8 @@ class _Work:
 def drawn_folder(home: Path, model: Model, drawing: Drawing) -> Path:
     """Where the images of this very recipe and these seeds are kept."""
     facts = {**drawing.recipe.written(model), "seeds": [drawing.seeds.start, drawing.seeds.stop]}
+    if not drawing.quantise:
+        facts["quantisation"] = "none"
     return home / f"{facts['sampler'].partition(':')[0]}-{model.step:08d}-{digest(facts)}"
 
 
@@ -309,13 +318,21 @@ def stats(
     return made
 
 
-def _check_options(num_images: int | None, splits: int, quantise: bool) -> None:
+def _check_options(num_images: int | None, splits: int) -> None:
     if num_images is not None and num_images < 1:
         raise ConfigError(f"--num-images={num_images} is wrong: it must be at least 1.")
     if splits < 1:
         raise ConfigError(f"--splits={splits} is wrong: it must be at least 1.")
-    if not quantise:
-        raise ConfigError("--no-quantise: the extractors take 8-bit images, as they would be saved; leave it out.")
+
+
+def _check_unrounded(subject: Subject, extractor: Features | None) -> None:
+    """Raise ConfigError where there are no pixels before rounding, or the extractor rounds them."""
+    if subject.model is None or extractor is None:
+        raise ConfigError(f"--no-quantise: {subject.source} draws nothing, its images are 8-bit already; leave it out.")
+    if extractor.rounds:
+        raise ConfigError(
+            f"--no-quantise: the extractor {extractor.name} rounds pixels to 8 bits itself; leave it out."
+        )
 
 
 def _subject(source: str | Path, ema: str | None, num_images: int | None, seed: int, say: Console) -> Subject:

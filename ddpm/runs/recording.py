@@ -24,6 +24,7 @@ def record_of(
     scores: Scores,
     notes: Sequence[str],
     seconds: float,
+    quantisation: str = "uint8",
 ) -> dict[str, Any]:
     """A line of evaluations.jsonl: the values with 95 % intervals (null where there is none) and all that decides them."""
     return {
@@ -34,7 +35,7 @@ def record_of(
         "step": step,
         "num_images": num_images,
         "seed": seed,
-        "quantisation": "uint8",
+        "quantisation": quantisation,
         "recipe": recipe,
         "extractor": extractor,
         "reference": reference,

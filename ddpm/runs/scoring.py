@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from ddpm import checkpoint, files, randomness, rundir, runtime, sampling
 from ddpm.config import EvaluateConfig, RunConfig
@@ -45,6 +46,7 @@ class Drawing:
     classes: tuple[str, ...]
     recipe: Recipe
     seeds: range
+    quantise: bool = True
 
     def check(self) -> None:
         """Raise ConfigError for what the model cannot draw."""
@@ -53,10 +55,17 @@ class Drawing:
         if self.seeds.stop > randomness.SEEDS_END - self.recipe.chunk:
             raise ConfigError(f"--seed={self.seeds.start}: seeds end at 2^62; choose a lower one.")
 
-    def draw(self, folder: Path, machine: runtime.Runtime, world: World, say: Console) -> ImageSet:
-        """The images and their labels, memory-mapped; what an earlier call drew into the folder is kept. Raises DataError."""
+    def draw(
+        self, folder: Path, machine: runtime.Runtime, world: World, say: Console
+    ) -> tuple[ImageSet, NDArray[np.float32] | None]:
+        """The images and their labels, and their pixels before rounding unless they are quantised; all memory-mapped.
+
+        What an earlier call drew into the folder is kept. Raises DataError.
+        """
         model = self.diffusion
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("uint8", model.shape), "labels": ("int64", ())}
+        if not self.quantise:
+            arrays["pixels"] = ("float32", model.shape)
         with Store(folder, len(self.seeds), arrays, world) as store:
             missing = store.missing()
             if len(missing):
@@ -65,11 +74,13 @@ class Drawing:
                     bar.advance(len(self.seeds) - len(missing))
                     for part in self._parts(missing + self.seeds.start, machine, world):
                         labels = np.full(len(part.seeds), -1) if part.labels is None else part.labels
-                        store.write(part.seeds - self.seeds.start, images=part.images, labels=labels)
+                        unrounded = {} if part.pixels is None else {"pixels": part.pixels}
+                        store.write(part.seeds - self.seeds.start, images=part.images, labels=labels, **unrounded)
                         bar.advance(len(part.seeds) * world.size)
             store.sync()
             labels = np.array(store.read("labels")) if model.num_classes else None
-            return ImageSet(str(folder), store.read("images"), labels, self.classes if model.num_classes else ())
+            drawn = ImageSet(str(folder), store.read("images"), labels, self.classes if model.num_classes else ())
+            return drawn, None if self.quantise else store.read("pixels")
 
     def _parts(self, seeds: Any, machine: runtime.Runtime, world: World) -> Any:
         recipe = self.recipe
@@ -83,6 +94,7 @@ class Drawing:
             thresholding=recipe.thresholding,
             world=world,
             on_step=finite_at(recipe.sampler.count(self.diffusion.schedule) - 1),
+            pixels=not self.quantise,
         )
 
 
@@ -159,7 +171,8 @@ class Scoring:
         folder = self.run.path / "evaluations" / f"training-{trainer.step:08d}"
         drawing = self._drawing(trainer)
         try:
-            scores = self.judge.score(drawing.draw(folder, trainer.runtime, World(), Console(quiet=True)), folder)
+            drawn, _ = drawing.draw(folder, trainer.runtime, World(), Console(quiet=True))
+            scores = self.judge.score(drawn, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         record = record_of(

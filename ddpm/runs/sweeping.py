@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import ddpm
@@ -179,7 +178,7 @@ class _Bench:
         """The distance of the images, and their checksum."""
         self.say.info(f"{label}: {drawing.recipe.sampler.spec}")
         folder = drawn_folder(self.home, self.model, drawing)
-        drawn = drawing.draw(folder, self.machine, self.world, self.say)
+        drawn, _ = drawing.draw(folder, self.machine, self.world, self.say)
         ours = side(folder / extractor_key(self.extractor), drawn, self.extractor, self.world, self.say, "features")
         if not self.world.is_main:
             return Estimate(0.0), ""
@@ -226,7 +225,7 @@ def _counted(network: torch.nn.Module) -> Iterator[list[int]]:
 def _checksum(drawn: ImageSet) -> str:
     found = hashlib.sha256()
     for start in range(0, len(drawn), 1024):
-        found.update(np.ascontiguousarray(drawn.images[start : start + 1024]))
+        found.update(drawn.images[start : start + 1024].tobytes())
     return found.hexdigest()
 
 

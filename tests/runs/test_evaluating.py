@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddpm
@@ -14,13 +15,16 @@ from ddpm.cli import main
 from ddpm.config import DataConfig
 from ddpm.data import load_dataset
 from ddpm.errors import ConfigError, DataError
-from ddpm.evaluation.frechet import frechet_distance
+from ddpm.evaluation.features import FeatureExtractor
+from ddpm.evaluation.frechet import frechet_distance, frechet_estimate
 from ddpm.evaluation.published import CIFAR10, published
 from ddpm.evaluation.statistics import load_npz
 from ddpm.files import sha256
 from ddpm.images import read_image
 from ddpm.rundir import read_json, read_jsonl
 from ddpm.runs.scoring import finite_at
+from ddpm.runtime import resolve
+from ddpm.samplers import Sampler
 
 TINY = "tiny-cnn:data=digits"
 
@@ -113,6 +117,30 @@ def test_it_goes_on_where_it_was_stopped(run, monkeypatch):
     assert drawn == []
 
 
+def test_unrounded_pixels_are_scored_where_they_are_asked_for(run):
+    """By hand: the sampler's own output, clamped, in 0..255, through the classifier; rounded it is what is drawn otherwise."""
+    asked = {"reference": "digits", "num_images": 40, "metrics": ["fd", "memorisation"], "quiet": True}
+    found = runs.evaluate(run, quantise=False, **asked)
+    rounded = runs.evaluate(run, **asked)
+    assert (found.record["quantisation"], rounded.record["quantisation"]) == ("none", "uint8")
+    assert found.values["copies"] == rounded.values["copies"]
+    model = runs.load(run)
+    sampler, machine = Sampler.parse(model.config.sample.sampler), resolve("auto", "auto")
+    parts = sampling.generate(model.diffusion, sampler, machine, seeds=range(40), pixels=True)
+    pixels = np.concatenate([part.pixels for part in parts])
+    assert np.array_equal(pixels.round().astype(np.uint8), ddpm.sample(model, seeds=range(40)))
+    extractor = FeatureExtractor.parse(TINY).open()
+    features = extractor.features(torch.from_numpy(pixels))[0].numpy()
+    digits = (
+        extractor.features(torch.from_numpy(load_dataset(DataConfig(dataset="digits")).images.copy()))[0]
+        .double()
+        .numpy()
+    )
+    expected = frechet_estimate(features, digits.mean(0), np.cov(digits, rowvar=False))
+    assert found.values["fd_tiny-cnn"].value == pytest.approx(expected.value, rel=1e-9)
+    assert found.values["fd_tiny-cnn"].value != rounded.values["fd_tiny-cnn"].value
+
+
 def test_two_processes_give_the_same_numbers(run, zygote, tmp_path):
     words = ["evaluate", run, "--num-images=50", "--metrics=fd,kid,is", "--device=cpu"]
     for count in (1, 2):
@@ -185,7 +213,7 @@ def spoil(place: Path) -> None:
         (["run", "--metrics", "fd,,is"], 2, "--metrics='fd,,is' is wrong"),
         (["run", "--extractor", "tiny-cn"], 2, "did you mean 'tiny-cnn'?"),
         (["run", "--weights", "none.safetensors"], 3, "none.safetensors"),
-        (["run", "--no-quantise"], 2, "--no-quantise"),
+        (["a", "--reference", "digits", "--no-quantise"], 2, "--no-quantise: a draws nothing"),
         (["run", "--sampler", "dim"], 2, "did you mean 'ddim'?"),
         (["run", "--out", "a/1.png/x"], 3, "a/1.png"),
         (["a", "--reference", "digits", "--metrics", "classes"], 3, "the metric classes needs images with classes"),
@@ -201,8 +229,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_drawn(place, run, monkeypatch,
 
 
 def test_images_that_are_not_finite_are_refused():
-    import torch
-
     check = finite_at(4)
     check(3, torch.tensor([torch.nan]), torch.zeros(1))
     check(4, torch.zeros(1), torch.zeros(1))
