@@ -5,6 +5,8 @@ did. Weights are fetched once and checked, or given as a file; pickles are read 
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ class InceptionTF(FeatureExtractor):
         network = _build(make, path).to(place)
 
         def run(images: Tensor) -> Output:
-            features, logits = network(images)
+            with _unrounded(network, images) if images.dtype != torch.uint8 else nullcontext():
+                features, logits = network(images.to(torch.uint8))
             return features, logits
 
         return Features(
@@ -53,6 +56,21 @@ class InceptionTF(FeatureExtractor):
             resize="299x299, bilinear as TensorFlow 1, stretched",
             device=place,
         )
+
+
+@contextmanager
+def _unrounded(network: Any, images: Tensor) -> Iterator[None]:
+    """Within it the network sees these pixels, float32 in 0..255, resized and scaled as it does it itself, whatever uint8
+    images it is given: its own check lets nothing else in."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    side = (network.INPUT_IMAGE_SIZE, network.INPUT_IMAGE_SIZE)
+    x = (interpolate_bilinear_2d_like_tensorflow1x(images, size=side, align_corners=False) - 128) / 128
+    handle = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda module, inputs: (x,))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def released_weights() -> Path:

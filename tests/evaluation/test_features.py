@@ -333,11 +333,12 @@ def test_weights_that_torch_fidelity_fetched_are_found(tmp_path: Path, monkeypat
     assert inception.released_weights() == place
 
 
-@pytest.mark.full
-def test_inception_gives_torch_fidelitys_own_features(tmp_path: Path) -> None:
-    """A file of the right architecture with seeded values; the weights proper are a download of 96 MB."""
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the right architecture with seeded values; the weights proper are a download of 96 MB."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    path = tmp_path_factory.mktemp("inception") / "seeded.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         buffer = io.BytesIO()
@@ -345,18 +346,56 @@ def test_inception_gives_torch_fidelitys_own_features(tmp_path: Path) -> None:
             patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
             torch.save({}, buffer)
             buffer.seek(0)
-            seeded = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=buffer)
-    torch.save(seeded.state_dict(), tmp_path / "seeded.pth")
+            network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=buffer)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.full
+def test_inception_gives_torch_fidelitys_own_features(inception_weights: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     theirs = FeatureExtractorInceptionV3(
-        "x", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(tmp_path / "seeded.pth")
+        "x", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
-    opened = FeatureExtractor.parse(f"inception-tf:weights={tmp_path / 'seeded.pth'}").open()
+    opened = FeatureExtractor.parse(f"inception-tf:weights={inception_weights}").open()
     images = pictures(5, 3, 32, 32)
     ours, logits = opened.features(images)
     expected, expected_logits = theirs(images)
     assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-6)
     assert torch.allclose(logits, expected_logits, rtol=1e-5, atol=1e-6)
     assert opened.dim == ours.shape[1] == 2048
+    assert torch.equal(opened.features(images.float())[0], ours), "whole pixels are the same as floats"
+    moved, _ = opened.features((images.float() + 0.4).clamp(max=255))
+    assert not torch.equal(moved, ours)
+
+
+@pytest.mark.full
+def test_inceptions_distance_is_torch_fidelitys(inception_weights: Path, tmp_path: Path) -> None:
+    """A folder of real digits against another, by `ddpm evaluate` and by torch-fidelity: FID, KID's features, IS."""
+    import torch_fidelity
+    from PIL import Image
+
+    from ddpm import runs
+    from ddpm.config import DataConfig
+    from ddpm.data import load_dataset
+
+    digits = load_dataset(DataConfig(dataset="digits", split="all")).images
+    for k in range(48):
+        path = tmp_path / "ab"[k // 24] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(digits[k, 0]).convert("RGB").save(path)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, isc_splits=1, cuda=False, batch_size=16,
+        feature_extractor_weights_path=str(inception_weights), cache=False, verbose=False, save_cpu_ram=True,
+    )  # fmt: skip
+    found = runs.evaluate(
+        tmp_path / "a", reference=tmp_path / "b", extractor=f"inception-tf:weights={inception_weights}", metrics=["fd", "is"],
+        splits=1, out=tmp_path / "out", quiet=True,
+    )  # fmt: skip
+    fd, score = (found.record["values"][name] for name in sorted(found.record["values"]))
+    assert fd["value"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert score["value"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
 
 
 # dinov2 and clip
