@@ -11,7 +11,7 @@ FULL_INSTALLED := .venv-full/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow test-docs test-full exactness check format ci env-full lock clean
+.PHONY: help setup demo test test-slow test-docs test-eval test-full exactness check format ci env-full lock clean
 
 help:
 	@echo "make setup      build .venv (pinned, hashed)"
@@ -24,6 +24,7 @@ help:
 	@echo "make format     let ruff put the code in order"
 	@echo "make ci         what CI runs"
 	@echo "make env-full   build .venv-full: any torch, torchvision, torch-fidelity (several GB)"
+	@echo "make test-eval  the evaluation's tests that need .venv-full: torch-fidelity's own features, FID and IS"
 	@echo "make test-full  the tests that need .venv-full"
 	@echo "make lock       renew requirements.lock from pyproject.toml (needs uv)"
 
@@ -75,8 +76,11 @@ $(FULL_INSTALLED): pyproject.toml requirements.lock
 	$(FULL)/python $(PIP_INSTALL) --no-build-isolation -e ".[eval]"
 	touch $@
 
+test-eval: env-full
+	$(FULL)/python -m pytest -m full tests/evaluation --timeout 1800
+
 test-full: env-full
-	OMP_NUM_THREADS=1 $(FULL)/python -m pytest -m full --timeout 1800
+	$(FULL)/python -m pytest -m full --timeout 1800
 
 lock:
 	(echo "# Pinned, hashed core and dev packages for make; torch comes by constraints/. Renew with: make lock"; \

@@ -7,13 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure: who, the metric's name as in evaluations.jsonl, its value, network evaluations, source."""
+    """A published figure: who, the metric's name as in evaluations.jsonl, its value, network evaluations, source, and
+    whether pixels were rounded to 8 bits (`--no-quantise` scores them unrounded)."""
 
     who: str
     metric: str
     value: float
     evaluations: int
     source: str
+    quantisation: str = "uint8"
 
 
 _HO = "Ho et al. 2020, table 1"
@@ -23,10 +25,10 @@ _TORCH = "README of github.com/w86763777/pytorch-ddpm"
 _TQCH = "README of github.com/tqch/ddpm-torch"
 
 CIFAR10 = (
-    Published("DDPM", "FID", 3.17, 1000, _HO),
-    Published("DDPM", "IS", 9.46, 1000, _HO),
-    Published("pytorch-ddpm", "FID", 3.249, 1000, _TORCH),
-    Published("pytorch-ddpm", "IS", 9.475, 1000, _TORCH),
+    Published("DDPM", "FID", 3.17, 1000, _HO, "none"),
+    Published("DDPM", "IS", 9.46, 1000, _HO, "none"),
+    Published("pytorch-ddpm", "FID", 3.249, 1000, _TORCH, "none"),
+    Published("pytorch-ddpm", "IS", 9.475, 1000, _TORCH, "none"),
     Published("ddpm-torch", "FID", 3.188, 1000, _TQCH),
     Published("DDIM, eta = 0", "FID", 13.36, 10, _DDIM),
     Published("DDIM, eta = 0", "FID", 6.84, 20, _DDIM),
@@ -47,6 +49,5 @@ def published(record: Mapping[str, Any]) -> tuple[Published, ...]:
         and record["num_images"] == 50_000
         and reference.get("name") == "cifar10"
         and reference.get("n") == 50_000
-        and record["quantisation"] == "uint8"
     )
-    return CIFAR10 if matches else ()
+    return tuple(figure for figure in CIFAR10 if matches and figure.quantisation == record["quantisation"])
