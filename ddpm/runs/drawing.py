@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -84,12 +84,21 @@ def sample(
         suffix = str(world.broadcast(folders.claim(target, "sample", written, seeds) if world.is_main else None))
         start = time.perf_counter()
         say.info(f"{model.source} ({model.weights}): {num_images} images by {recipe.sampler.spec}.")
+        if sampler is None and model.recommended is not None:
+            say.info(_why(model.recommended))
         machine.place(model.diffusion)
         _draw_all(model, recipe, machine, seeds, target, suffix, world, say, png=png, npz=npz, gif=gif)
         seconds = time.perf_counter() - start
         shown = target / f"grid{suffix}.png"
         say.info(f"{target}: {num_images} images in {console.human_duration(seconds)}; look at {shown}.")
         return SampleResult(target, num_images, written, seconds)
+
+
+def _why(recommended: Mapping[str, Any]) -> str:
+    """What sampling.json says for its sampler."""
+    value, metric, evaluations = (recommended.get(name) for name in ("value", "metric", "evaluations"))
+    measured = f" ({metric} {value:.4g} with {evaluations:g} network evaluations)" if value and evaluations else ""
+    return f"this sampler is recommended by the run's sampling.json{measured}; another one by --sampler."
 
 
 @dataclass(frozen=True)
@@ -116,14 +125,15 @@ class Recipe:
         labels: Labels | None,
     ) -> "Recipe":
         """What was asked, filled up with what the model's run recommends; raises ConfigError."""
-        advice = model.config.sample
+        advice, held = model.config.sample, model.recommended or {}
         chunk = advice.chunk if chunk is None else chunk
         sampling.check_chunk(chunk)
         numbers = class_indices(labels, model.classes)
-        guidance = advice.guidance if guidance is None else guidance
+        if guidance is None:
+            guidance = advice.guidance if sampler else held.get("guidance", advice.guidance)
         sampling.check_request(model.diffusion, numbers, guidance)
         return cls(
-            Sampler.parse(sampler or advice.sampler),
+            Sampler.parse(sampler or held.get("sampler") or advice.sampler),
             float(guidance),
             numbers,
             int(chunk),

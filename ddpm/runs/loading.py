@@ -1,17 +1,19 @@
 """Trained models from run folders and checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ddpm import checkpoint
+from ddpm import checkpoint, rundir
 from ddpm.config import RunConfig
 from ddpm.console import Console
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.registry import outside_code
+from ddpm.rundir import RunDir
 from ddpm.training.trainer import load_weights
 
 _TRUSTING = ContextVar("trusting", default=False)
@@ -22,7 +24,8 @@ class Model:
     """A trained model and what it needs to draw.
 
     diffusion: in eval mode, on the CPU until it is placed; config: of its run; classes: their names;
-    step: optimizer steps behind it; weights: which ones ("ema-0.999" or "model"); source: where it was read.
+    step: optimizer steps behind it; weights: which ones ("ema-0.999" or "model"); source: where it was read;
+    recommended: what `ddpm sweep` wrote into the run's sampling.json, None where it has not been run.
     """
 
     diffusion: GaussianDiffusion
@@ -31,6 +34,7 @@ class Model:
     step: int
     weights: str
     source: Path
+    recommended: Mapping[str, Any] | None = None
 
 
 @contextmanager
@@ -63,15 +67,32 @@ def load(
     found = find_checkpoint(Path(source), warn or Console().warn)
     weights = _weights_name(found, ema)
     settings = found.config()
-    if not (trust_code or _TRUSTING.get()):
+    trusted = trust_code or _TRUSTING.get()
+    if not trusted:
         _refuse_outside_code(settings, found.path)
+    recommended = _recommendation(found.path, trusted)
     shape = found.state["shape"]
     model = build_diffusion(
         settings.model, settings.diffusion, (shape[0], shape[1], shape[2]), len(found.state["classes"])
     )
     load_weights(model, found.tensors(weights))
     model.eval().requires_grad_(False)
-    return Model(model, settings, tuple(found.state["classes"]), found.step, weights, found.path)
+    return Model(model, settings, tuple(found.state["classes"]), found.step, weights, found.path, recommended)
+
+
+def _recommendation(path: Path, trusted: bool) -> dict[str, Any] | None:
+    """The sampling.json of a checkpoint's run; raises CheckpointError where it cannot be used, ConfigError as above."""
+    place = RunDir(path.parent.parent).sampling
+    if path.parent.name != "checkpoints" or not place.exists():
+        return None
+    held = rundir.read_json(place)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{place}: cannot be read as a JSON object; remove it, or write it anew by `ddpm sweep`.")
+    if not isinstance(held.get("sampler"), str):
+        raise CheckpointError(f"{place}: has no 'sampler'; remove it, or write it anew by `ddpm sweep`.")
+    if not trusted and (named := outside_code(held["sampler"])):
+        raise ConfigError(f"{place} names code from outside ddpm, {named[0]}; if you trust it, pass --trust-code.")
+    return held
 
 
 def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
