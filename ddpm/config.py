@@ -98,13 +98,17 @@ class DataConfig(Config):
         None, description="label file for a folder: CSV lines 'path,label', or JSON {path: label}"
     )
     flip: bool = Field(False, description="mirror each image left to right with probability 1/2")
+    augment: str = Field(
+        "none",
+        description="augmentation that the network is told of, so that samples do not show it: edm:probability=0.12, or none",
+    )
     workers: Count = Field(0, description="threads that gather batches ahead; changes speed only, never the batches")
 
 
 class ModelConfig(Config):
-    """The network. The fields describe `unet`, the DDPM family; other networks use those that they have."""
+    """The network. Most fields describe `unet`, the DDPM family; a network refuses a changed field that it does not have."""
 
-    network: str = Field("unet", description="network: unet, or package.module:Class")
+    network: str = Field("unet", description="network: unet, song-unet, or package.module:Class")
     channels: Positive = Field(128, description="channels of the first level")
     channel_mults: Mults = Field(
         (1, 2, 2, 2), description="channels per level, as multiples: 1,2,2,2; each level halves the image"
@@ -144,6 +148,27 @@ class ModelConfig(Config):
     initialisation: Literal["ddpm", "xavier", "torch"] = Field(
         "ddpm",
         description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults",
+    )
+    fourier: bool = Field(
+        False,
+        description="song-unet: the noise level as random Fourier features of twice the channels, not sinusoids (NCSN++)",
+    )
+    encoder: Literal["standard", "residual", "skip"] = Field(
+        "standard",
+        description="song-unet: what the way down hears of the smaller image itself: nothing, a residual (NCSN++), or a 1x1 convolution of it",
+    )
+    decoder: Literal["standard", "skip"] = Field(
+        "standard",
+        description="song-unet: the output comes from the last level, or is the sum of an image from each level",
+    )
+    resample_filter: Mults = Field(
+        (1, 1), description="song-unet: filter of down- and upsampling, an even number of taps; NCSN++: 1,3,3,1"
+    )
+    resolution: Positive | None = Field(
+        None, description="song-unet: the size its levels are named by, as in EDM's files; default: the images' height"
+    )
+    augment_labels: Count = Field(
+        0, description="numbers that tell the network of an image's augmentation; --data.augment sets it"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more time"
