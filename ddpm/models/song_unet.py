@@ -157,33 +157,17 @@ class SongUNet(nn.Module):
     resample_filter=1,3,3,1.
 
     Args:
-        config: the architecture; the fields of ModelConfig in FIELDS. Attention is as in EDM: in every encoder block of
+        config: the architecture. Attention is as in EDM: in every encoder block of
             its levels, in the last decoder block of each, and in the middle.
         in_channels, out_channels: of the images, and of the output.
         num_labels: rows of the label embedding (classes, plus one for "no label" where labels are dropped); 0: none.
     """
 
-    FIELDS = frozenset(
-        [
-            "network",
-            "channels",
-            "channel_mults",
-            "blocks",
-            "attention",
-            "heads",
-            "dropout",
-            "conditioning",
-            "time_dim",
-            "norm_groups",
-            "fourier",
-            "encoder",
-            "decoder",
-            "resample_filter",
-            "resolution",
-            "augment_labels",
-            "gradient_checkpointing",
-        ]
+    UNUSED = frozenset(
+        {"head_channels", "time_embedding", "time_exponent", "activation", "norm", "norm_eps", "scale_shift"}
+        | {"resample", "down_padding", "initialisation"}
     )
+    """Fields of ModelConfig that it does not have."""
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, num_labels: int = 0) -> None:
         super().__init__()

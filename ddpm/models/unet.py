@@ -192,12 +192,13 @@ class UNet(nn.Module):
     """network(x, noise_label, condition) -> output.
 
     Args:
-        config: the architecture; the fields of ModelConfig in FIELDS.
+        config: the architecture.
         in_channels, out_channels: of the images, and of the output.
         num_labels: rows of the label embedding (classes, plus one for "no label" where labels are dropped); 0: none.
     """
 
-    FIELDS = frozenset(ModelConfig.model_fields) - {"fourier", "resample_filter", "encoder", "decoder", "resolution"}
+    UNUSED = frozenset({"fourier", "encoder", "decoder", "resample_filter", "resolution"})
+    """Fields of ModelConfig that it does not have."""
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, num_labels: int = 0) -> None:
         super().__init__()
