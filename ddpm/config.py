@@ -184,7 +184,7 @@ class DiffusionConfig(Config):
         "scaled-linear, sigmoid-beta, constant, warmup, jsd, zero-snr (another one rescaled: zero-snr:table=cosine); "
         "continuous: vp, ve, edm, laplace",
     )
-    objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev")
+    objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev, edm")
     variance: str = Field(
         "fixed-large",
         description="variance of the reverse process: fixed-large, fixed-small, learned, learned-range (both take a criterion that trains it), analytic (estimated after the last step)",
@@ -230,7 +230,7 @@ class TrainConfig(Config):
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
     ema: Specs = Field(
         ("0.9999",),
-        description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999; 'none'",
+        description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999 and half-life:images=500000; 'none'",
     )
     nan: str = Field(
         "stop",

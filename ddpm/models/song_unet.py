@@ -124,10 +124,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, stream: Stream | None) -> Tensor:
         """x (B, in_channels, H, W), embedding (B, time_dim)."""
-        h = self.conv0(F.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
+        h: Tensor = self.conv0(F.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
         h = self.conv1(self.drop(F.silu(self.norm1(h)), stream))
         h = (h + self.skip(x)) * _HALF
-        return h if self.norm2 is None else (self._mixed(self.norm2(h)) + h) * _HALF
+        return h if self.norm2 is None else (h + self._mixed(self.norm2(h))) * _HALF
 
     def _mixed(self, h: Tensor) -> Tensor:
         """Self-attention over the pixels; q, k and v alternate along the channels of `qkv`."""
