@@ -73,7 +73,7 @@ class Objective(Component, kind="objective"):
     """
 
     needs_signal: ClassVar[bool] = False
-    """Whether x0 is found by dividing by alpha, which no level may then have at 0."""
+    """Whether it divides by alpha, which no level may then have at 0."""
 
     label_scale: Annotated[float, Field(gt=0)] = 1.0
 
@@ -171,9 +171,11 @@ class EDM(Objective):
     """The network's input and output have unit variance at every noise level, for data with deviation sigma_data.
 
     On x / alpha, whose noise level is sigma / alpha (the paper's sigma), the prediction is c_skip x + c_out F(c_in x, c_noise)
-    (Karras et al. 2022, equation 7 and table 1). Written out for x_t it holds for alpha = 0 too, but for its noise label,
-    ln(sigma / alpha) / 4. An even loss on F is the paper's, weighted by 1 / c_out^2.
+    (Karras et al. 2022, equation 7 and table 1); the noise label is ln(sigma / alpha) / 4, times label_scale. An even loss on F
+    is the paper's, weighted by 1 / c_out^2 (equation 8).
     """
+
+    needs_signal = True
 
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
 

@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++ against NVlabs/edm: the same weights by name give the same output.
+"""DDPM++ and NCSN++ (and our U-Net as ADM) against NVlabs/edm: the same weights give the same output.
 
 Both networks are filled by a rule from the name and shape of each weight (`filled`), so that only small outputs are
 stored, in edm.npz. To make it again, with a clone of github.com/NVlabs/edm (commit 008a4e5) in EDM:
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ddpm.config import DiffusionConfig, ModelConfig
 from ddpm.errors import ConfigError
-from ddpm.models import GaussianDiffusion, SongUNet, build_diffusion
+from ddpm.models import GaussianDiffusion, SongUNet, UNet, build_diffusion
 from ddpm.models.song_unet import Block, Conv, Resample
 from ddpm.randomness import Stream
 
@@ -51,18 +51,18 @@ def filled(key: str, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(((bits / 2.0**52 - 1.0) * 3.0**0.5).astype(np.float32)).reshape(*shape)
 
 
+def weight(key: str, shape: Sequence[int]) -> Tensor:
+    """Matrices with variance 1 / fan-in, gains about 1, biases about 0."""
+    value = filled(key, shape)
+    if key.endswith(".weight"):
+        return value / value[0].numel() ** 0.5 if value.ndim > 1 else 1.0 + 0.3 * value
+    return 0.3 * value if key.endswith(".bias") else value
+
+
 def fill(network: nn.Module) -> None:
-    """Weights with variance 1 / fan-in, gains about 1, biases about 0; filters stay."""
+    """Every weight by its name; filters stay."""
     state = network.state_dict()
-    for key, value in state.items():
-        if key.endswith("resample_filter"):
-            continue
-        state[key] = filled(key, value.shape)
-        if key.endswith(".weight"):
-            state[key] = state[key] / value[0].numel() ** 0.5 if value.ndim > 1 else 1.0 + 0.3 * state[key]
-        elif key.endswith(".bias"):
-            state[key] *= 0.3
-    network.load_state_dict(state)
+    network.load_state_dict({k: v if k.endswith("resample_filter") else weight(k, v.shape) for k, v in state.items()})
 
 
 def inputs(size: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,6 +112,59 @@ def test_the_output_is_that_of_nvlabs_edm(name: str, exactness: Callable[..., No
         assert theirs.std() > 0.1
         difference = float((mine - theirs).abs().max() / theirs.abs().max())
         exactness(component, f"NVlabs/edm, {name}", "exact", difference, 1e-5)
+
+
+# --- ADM
+
+
+ADM = ModelConfig(
+    channels=128, channel_mults=(1, 2), blocks=1, attention=(1,), head_channels=64, scale_shift=True, resample="block",
+    time_embedding="cos-sin", conditioning="global", augment_labels=9,
+)  # fmt: skip
+ADM_PARTS = {"norm1": "norm0", "conv1": "conv0", "time": "affine", "norm2": "norm1", "conv2": "conv1", "skip": "skip"}
+ADM_PARTS |= {"attention.norm": "norm2", "attention.qkv": "qkv", "attention.out": "proj"}
+ADM_ENDS = {
+    "time.0": "map_layer0",
+    "time.2": "map_layer1",
+    "label": "map_label",
+    "augment": "map_augment",
+    "norm": "out_norm",
+}
+ADM_ENDS |= {"stem": "enc.16x16_conv", "head": "out_conv"}
+ADM_BLOCKS = {
+    "down.0.0": "enc.16x16_block0", "down.0.1": "enc.8x8_down", "down.1.0": "enc.8x8_block0", "middle.0": "dec.8x8_in0",
+    "middle.1": "dec.8x8_in1", "up.0.0": "dec.8x8_block0", "up.0.1": "dec.8x8_block1", "up.0.2": "dec.16x16_up",
+    "up.1.0": "dec.16x16_block0", "up.1.1": "dec.16x16_block1",
+}  # fmt: skip
+
+
+def adm_weight(key: str, shape: Sequence[int]) -> Tensor:
+    """The weight of our U-Net that in NVlabs/edm has another name, and for labels and attention another order."""
+    layer, _, kind = key.rpartition(".")
+    if layer in ADM_ENDS:
+        return (
+            weight(f"{ADM_ENDS[layer]}.{kind}", shape)
+            if layer != "label"
+            else weight("map_label.weight", shape[::-1]).T
+        )
+    block = next(block for block in ADM_BLOCKS if layer.startswith(f"{block}."))
+    value = weight(f"{ADM_BLOCKS[block]}.{ADM_PARTS[layer.removeprefix(f'{block}.')]}.{kind}", shape)
+    if not layer.endswith("qkv"):
+        return value
+    return value.unflatten(0, (-1, 64, 3)).movedim(2, 0).flatten(0, 2)  # head, channel, q k v -> q k v, head, channel
+
+
+def test_unet_is_the_adm_network_of_karras_et_al(exactness: Callable[..., None]) -> None:
+    unet = UNet(ADM, 3, 3, CLASSES).eval()
+    unet.load_state_dict({key: adm_weight(key, value.shape) for key, value in unet.state_dict().items()})
+    x, sigma, labels, augment = inputs(16, 3)
+    with torch.no_grad():
+        found = unet(x, (sigma.log() / 4).float(), labels, None, augment)
+    theirs = torch.from_numpy(np.load(STORED)["adm output"])
+    assert theirs.std() > 0.1
+    exactness(
+        "network unet", "NVlabs/edm, ADM", "exact", float((found - theirs).abs().max() / theirs.abs().max()), 1e-5
+    )
 
 
 # --- options and promises
@@ -292,9 +345,14 @@ def test_what_does_not_fit_is_told_in_a_sentence(changes: dict[str, Any], fragme
 
 def remake() -> None:
     """Write edm.npz from a clone of NVlabs/edm on the path."""
-    from training.networks import EDMPrecond
+    from training.networks import DhariwalUNet, EDMPrecond
 
-    stored: dict[str, Any] = {}
+    x, sigma, labels, augment = inputs(16, 3)
+    adm = DhariwalUNet(16, 3, 3, CLASSES, 9, ADM.channels, ADM.channel_mults, num_blocks=1, attn_resolutions=[8]).eval()
+    fill(adm)
+    with torch.no_grad():
+        output = adm(x, (sigma.log() / 4).float(), torch.nn.functional.one_hot(labels, CLASSES).float(), augment)
+    stored: dict[str, Any] = {"adm output": output.numpy()}
     for name, (size, _) in CASES.items():
         model, n = ours(name)
         config = model.network.config
