@@ -106,7 +106,7 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    """The network. Most fields describe `unet`, the DDPM family; a field that a network lacks is refused."""
+    """The network. Most fields are those of `unet`, the DDPM family; what a network lacks is refused."""
 
     network: str = Field("unet", description="network: unet, song-unet, or package.module:Class")
     channels: Positive = Field(128, description="channels of the first level")

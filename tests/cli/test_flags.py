@@ -103,6 +103,7 @@ def test_only_what_was_typed_is_returned():
 @pytest.mark.parametrize("field", list(config.fields()))
 def test_every_field_refuses_nonsense_by_its_flag(field):
     plain_text = {
+        "data.augment",
         "data.dataset",
         "data.path",
         "data.labels",
