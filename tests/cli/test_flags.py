@@ -111,6 +111,10 @@ def test_every_field_refuses_nonsense_by_its_flag(field):
         "diffusion.schedule",
         "diffusion.objective",
         "diffusion.thresholding",
+        "diffusion.variance",
+        "diffusion.criterion",
+        "diffusion.weighting",
+        "diffusion.times",
     }
     plain_text |= {"train.ema", "sample.sampler", "evaluate.extractor", "logging.sinks", "logging.project"}
     if field in plain_text:
