@@ -278,6 +278,17 @@ def test_analytic_ddim_refuses_a_model_without_the_variance() -> None:
         walk("ddim:analytic=true", mixture("linear"), noises((2, 1, 1, 2))(0))
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_coefficients_are_float64_and_images_keep_their_type(sampler: str) -> None:
+    """In float32 the images differ from those of float64 by rounding alone, as the noise levels are not rounded."""
+    model, x = wave_model(), noises((4, 1, 2, 3))(0)
+    built, noise = Sampler.parse(stepping(sampler, 12)), noises(x.shape, 1)
+    wide = built.sample(model, x, None, noise, CLIP)
+    narrow = built.sample(model, x.float(), None, lambda i: noise(i).float(), CLIP)
+    assert narrow.dtype == torch.float32
+    assert (narrow - wide).abs().max() < 1e-4
+
+
 # --- network evaluations
 
 EVALUATIONS = {  # of n steps to the clean image, n >= 4

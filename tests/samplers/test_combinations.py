@@ -1,0 +1,115 @@
+"""Every sampler with every objective, variance and guidance: finite samples with the right mean, or a refusal by name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm.guidance import ClassifierFree
+from ddpm.models import NO_LABEL, GaussianDiffusion
+from ddpm.objectives import Objective, Prediction
+from ddpm.samplers import Sampler, Thresholding
+from ddpm.schedules import Level, Schedule
+from tests.samplers.known import NONE, SAMPLERS, Mixture, mixture, noises, start, stepping
+
+VARIANCES = ["fixed-large", "fixed-small"]
+SCHEDULE_OF = {"edm": "edm"}  # other objectives: the linear table
+
+
+class Exact(nn.Module):
+    """A network that says exactly what its objective should: of a mixture, and of its components where labels are given."""
+
+    def __init__(self, model: Mixture, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.at: tuple[Tensor, Level] | None = None
+
+    def forward(self, x: Tensor, noise_label: Tensor, condition: Tensor | None, stream: Any = None) -> Tensor:
+        assert self.at is not None
+        (x_t, level), model = self.at, self.model
+        found = model.predict(x_t, level)
+        if condition is not None:
+            for k in range(len(model.weights)):
+                of_class = component(model, k).predict(x_t, level)
+                mine = (condition == k).reshape(-1, 1, 1, 1)
+                found = Prediction(torch.where(mine, of_class.x0, found.x0), torch.where(mine, of_class.eps, found.eps))
+        return self.objective.target(found.x0, found.eps, x_t, level, model.schedule)
+
+
+def component(model: Mixture, k: int) -> Mixture:
+    one = slice(k, k + 1)
+    return Mixture(model.schedule, torch.ones(1).double(), model.means[one], model.covariances[one])
+
+
+@dataclass
+class Told:
+    """The diffusion model, whose network is told x and the level themselves (it sees them scaled and in float32 else)."""
+
+    inner: GaussianDiffusion
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.inner.schedule
+
+    def predict(self, x_t: Tensor, level: Level, condition: Tensor | None = None) -> Prediction:
+        self.inner.network.at = (x_t, level)
+        return self.inner.predict(x_t, level, condition)
+
+
+def predictor(objective: str, variance: str, classes: int = 0) -> tuple[Mixture, Told]:
+    model, parsed = mixture(SCHEDULE_OF.get(objective, "linear")), Objective.parse(objective)
+    label_drop = 0.1 if classes else 0.0
+    inner = GaussianDiffusion(
+        Exact(model, parsed),
+        model.schedule,
+        parsed,
+        shape=(1, 1, 2),
+        variance=variance,
+        num_classes=classes,
+        label_drop=label_drop,
+    )
+    return model, Told(inner)
+
+
+def z_of_mean(found: Tensor, model: Mixture) -> float:
+    mean, covariance = model.moments()
+    return float(((found.flatten(1).mean(0) - mean) / (covariance.diagonal() / len(found)).sqrt()).abs().max())
+
+
+def combinations() -> Iterator[tuple[str, str]]:
+    """Every objective, and every variance with one of them: they do not meet."""
+    yield from ((objective, "fixed-large") for objective in Objective.names())
+    yield from (("eps", variance) for variance in VARIANCES if variance != "fixed-large")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_combination_is_finite_and_has_the_right_mean(sampler: str) -> None:
+    built, n = Sampler.parse(stepping(sampler, 25)), 300
+    for objective, variance in combinations():
+        model, plain = predictor(objective, variance)
+        path = built.path(model.schedule)
+        x, noise = start(model, n), noises((n, 1, 1, 2), 5)
+        found = built.walk(plain, x, path, None, noise, NONE)
+        assert z_of_mean(found, model) < 4, (objective, variance)  # a NaN is not either
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_guided_samples_are_finite_and_at_weight_1_those_of_the_class(sampler: str) -> None:
+    built, n = Sampler.parse(stepping(sampler, 25)), 200
+    model, plain = predictor("v", "fixed-large", classes=3)
+    x, noise = start(model, n), noises((n, 1, 1, 2), 6)
+    for label in (1, NO_LABEL):
+        expected = model if label == NO_LABEL else component(model, label)
+        condition = torch.full((n,), label)
+        found = built.walk(
+            ClassifierFree(plain, 1.0), start(expected, n), built.path(model.schedule), condition, noise, NONE
+        )
+        assert z_of_mean(found, expected) < 4, label
+    for weight, rule in ((3.0, "none"), (9.0, "clip"), (9.0, "dynamic:percentile=0.9")):
+        guided = ClassifierFree(plain, weight)
+        condition = torch.arange(n) % 3
+        found = built.walk(guided, x, built.path(model.schedule), condition, noise, Thresholding.parse(rule))
+        assert found.isfinite().all(), (weight, rule)
