@@ -4,27 +4,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree
 from ddpm.models import NO_LABEL, GaussianDiffusion
 from ddpm.objectives import Objective, Prediction
 from ddpm.samplers import Sampler, Thresholding
-from ddpm.schedules import Level, Schedule
+from ddpm.schedules import Level, Schedule, posterior_variance, step_variance
+from ddpm.variances import Variance
 from tests.samplers.known import NONE, SAMPLERS, Mixture, mixture, noises, start, stepping
 
-VARIANCES = ["fixed-large", "fixed-small"]
 SCHEDULE_OF = {"edm": "edm"}  # other objectives: the linear table
 
 
 class Exact(nn.Module):
-    """A network that says exactly what its objective should: of a mixture, and of its components where labels are given."""
+    """A network that says exactly what its objective should: of a mixture, and of its components where labels are given.
 
-    def __init__(self, model: Mixture, objective: Objective) -> None:
+    Where it has to give a variance too, that lies halfway between beta-tilde and beta.
+    """
+
+    def __init__(self, model: Mixture, objective: Objective, variance: str) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.variance = model, objective, variance
         self.at: tuple[Tensor, Level] | None = None
 
     def forward(self, x: Tensor, noise_label: Tensor, condition: Tensor | None, stream: Any = None) -> Tensor:
@@ -36,7 +41,14 @@ class Exact(nn.Module):
                 of_class = component(model, k).predict(x_t, level)
                 mine = (condition == k).reshape(-1, 1, 1, 1)
                 found = Prediction(torch.where(mine, of_class.x0, found.x0), torch.where(mine, of_class.eps, found.eps))
-        return self.objective.target(found.x0, found.eps, x_t, level, model.schedule)
+        output = self.objective.target(found.x0, found.eps, x_t, level, model.schedule)
+        if self.variance == "learned-range":
+            return torch.cat([output, torch.zeros_like(output)], dim=1)
+        if self.variance == "learned":
+            previous = model.schedule.at(level.t.floor().clamp(min=1) - 1)
+            halfway = (posterior_variance(level, previous) * step_variance(level, previous)).log() / 2
+            return torch.cat([output, halfway.expand_as(output)], dim=1)
+        return output
 
 
 def component(model: Mixture, k: int) -> Mixture:
@@ -63,7 +75,7 @@ def predictor(objective: str, variance: str, classes: int = 0) -> tuple[Mixture,
     model, parsed = mixture(SCHEDULE_OF.get(objective, "linear")), Objective.parse(objective)
     label_drop = 0.1 if classes else 0.0
     inner = GaussianDiffusion(
-        Exact(model, parsed),
+        Exact(model, parsed, variance),
         model.schedule,
         parsed,
         shape=(1, 1, 2),
@@ -71,7 +83,17 @@ def predictor(objective: str, variance: str, classes: int = 0) -> tuple[Mixture,
         num_classes=classes,
         label_drop=label_drop,
     )
+    if variance == "analytic":
+        inner.eps_square.copy_(eps_square(model))
     return model, Told(inner)
+
+
+def eps_square(model: Mixture) -> Tensor:
+    """E |eps|^2 / d of the exact prediction at every time of the table: drawn at some, interpolated between."""
+    times = np.linspace(0, 999, 40).round()
+    levels = [model.schedule.at(torch.tensor(t)) for t in times]
+    drawn = [float(model.predict(start(model, 500, level), level).eps.square().mean()) for level in levels]
+    return torch.from_numpy(np.interp(np.arange(1000), times, drawn))
 
 
 def z_of_mean(found: Tensor, model: Mixture) -> float:
@@ -82,7 +104,7 @@ def z_of_mean(found: Tensor, model: Mixture) -> float:
 def combinations() -> Iterator[tuple[str, str]]:
     """Every objective, and every variance with one of them: they do not meet."""
     yield from ((objective, "fixed-large") for objective in Objective.names())
-    yield from (("eps", variance) for variance in VARIANCES if variance != "fixed-large")
+    yield from (("eps", variance) for variance in Variance.names() if variance != "fixed-large")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -94,6 +116,21 @@ def test_every_combination_is_finite_and_has_the_right_mean(sampler: str) -> Non
         x, noise = start(model, n), noises((n, 1, 1, 2), 5)
         found = built.walk(plain, x, path, None, noise, NONE)
         assert z_of_mean(found, model) < 4, (objective, variance)  # a NaN is not either
+
+
+@pytest.mark.parametrize("variance", Variance.names())
+@pytest.mark.parametrize("sampler", ["ddim:analytic=true", "ddim:eta=1,analytic=true"])
+def test_analytic_ddim_takes_what_knows_var_x0_and_refuses_the_rest(sampler: str, variance: str) -> None:
+    built, n = Sampler.parse(stepping(sampler, 25)), 300
+    model, plain = predictor("eps", variance)
+    x, noise = start(model, n), noises((n, 1, 1, 2), 5)
+    if variance in ("learned", "analytic"):
+        assert z_of_mean(built.walk(plain, x, built.path(model.schedule), None, noise, NONE), model) < 4
+    else:
+        with pytest.raises(
+            ConfigError, match=r"^sampler ddim:analytic=true: this model knows no analytic variance; .*\.$"
+        ):
+            built.walk(plain, x, built.path(model.schedule), None, noise, NONE)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -117,7 +117,7 @@ def theirs_drawing(
 
 @pytest.mark.parametrize("variance", ["fixed-small", "fixed-large"])
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("steps", [1000, 20, 7])
+@pytest.mark.parametrize("steps", [250, 20, 7])
 def test_ddpm(
     variance: str, clip: bool, steps: int, x: Tensor, exactness: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
