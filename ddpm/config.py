@@ -248,7 +248,10 @@ class TrainConfig(Config):
 class SampleConfig(Config):
     """How images are drawn."""
 
-    sampler: str = Field("ddim:steps=50", description="sampler spec: ddim:steps=50,eta=0, dpm++2m:steps=20, ddpm:steps=1000, ... (docs/sampling.md)")
+    sampler: str = Field(
+        "ddim:steps=50",
+        description="sampler spec: ddim:steps=50,eta=0, dpm++2m:steps=20, ddpm:steps=1000, ... (docs/sampling.md)",
+    )
     guidance: float = Field(
         1.0, ge=0, description="weight of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional"
     )

@@ -32,9 +32,7 @@ class DPMSolver(Sampler):
 
     order: Annotated[int, Field(ge=2, le=3)] = 3
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History
@@ -63,9 +61,7 @@ class DPMSolverPlus2S(Sampler):
     A step from pure noise (alpha = 0) and the step to the clean image are of first order.
     """
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History
@@ -117,9 +113,7 @@ class DPMSolverPlus3M(Sampler):
     The authors' code, and those that follow it, halve the parabola's curvature, which leaves them second order.
     """
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History

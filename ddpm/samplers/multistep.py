@@ -130,9 +130,7 @@ class LMS(Sampler):
 
     order: Annotated[int, Field(ge=1, le=4)] = 4
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History
@@ -151,9 +149,7 @@ class DEIS(Sampler):
     order: Annotated[int, Field(ge=1, le=4)] = 3
     variable: Literal["t", "log-rho"] = "t"
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History

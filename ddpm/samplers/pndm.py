@@ -26,9 +26,7 @@ class PNDM(Sampler):
 
     warm_up: Literal["runge-kutta", "euler"] = "runge-kutta"
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def check(self, path: Sequence[Level], schedule: Schedule) -> None:
         super().check(path, schedule)

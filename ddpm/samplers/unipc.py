@@ -28,9 +28,7 @@ class UniPC(Sampler):
     b: Literal["bh1", "bh2"] = "bh2"
     predicted: Literal["x0", "eps"] = "x0"
 
-    @property
-    def rises(self) -> bool:
-        return True
+    rises = True
 
     def step(
         self, x: Tensor, level: Level, following: Level, denoise: Denoise, noise: Callable[[], Tensor], history: History
