@@ -60,11 +60,16 @@ class Schedule(Component, kind="schedule"):
     @property
     def prior_std(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the noisiest level."""
-        return float(self.start_std(self.at(torch.tensor(self.first, dtype=torch.float64))))
+        return float(self.start_std(self.noisiest))
 
     def start_std(self, level: Level) -> Tensor:
         """Standard deviation of the noise that takes the place of x at a level, where sampling starts there."""
         return torch.ones_like(level.sigma)
+
+    @property
+    def noisiest(self) -> Level:
+        """The level at `first`, on the CPU."""
+        return self.at(torch.tensor(self.first, dtype=torch.float64, device="cpu"))
 
     @property
     def clean(self) -> Level:
@@ -75,7 +80,7 @@ class Schedule(Component, kind="schedule"):
     @property
     def zero_terminal_snr(self) -> bool:
         """Whether the noisiest level holds no signal: alpha = 0, log-SNR -inf (Lin et al. 2024)."""
-        return not self.at(torch.tensor(self.first, dtype=torch.float64, device="cpu")).alpha
+        return not self.noisiest.alpha
 
     @abstractmethod
     def at(self, t: Tensor) -> Level:

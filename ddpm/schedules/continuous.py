@@ -25,7 +25,7 @@ class ContinuousSchedule(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        noisiest, cleanest = (self.at(torch.tensor(t, dtype=torch.float64)) for t in (self.first, self.last))
+        noisiest, cleanest = self.noisiest, self.at(torch.tensor(self.last, dtype=torch.float64, device="cpu"))
         if not noisiest.log_snr < cleanest.log_snr or noisiest.alpha < SMALLEST_ALPHA:
             raise ConfigError(
                 f"schedule {self.spec!r}: from t=0 to t=999 its noise must rise and leave some signal; choose other options."

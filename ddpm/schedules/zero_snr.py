@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddpm.errors import ConfigError
 from ddpm.registry import register
-from ddpm.schedules.base import DiscreteSchedule, Schedule
+from ddpm.schedules.base import DiscreteSchedule, Schedule, need_table
 from ddpm.schedules.linear import Linear
 
 
@@ -19,11 +18,7 @@ class ZeroSNR(DiscreteSchedule):
     table: Schedule = Linear()
 
     def make_betas(self) -> Tensor:
-        if not isinstance(self.table, DiscreteSchedule):
-            raise ConfigError(
-                f"schedule 'zero-snr': table={self.table.name} has no table of betas; use linear, cosine, ..."
-            )
-        alpha = self.table.alphas_cumprod.sqrt()
+        alpha = need_table(self.table, "schedule 'zero-snr'").alphas_cumprod.sqrt()
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         kept = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
         return 1.0 - kept[1:] / kept[:-1]

@@ -317,8 +317,11 @@ def test_a_table_that_is_no_noise_schedule_is_refused(spec: str) -> None:
         Schedule.parse(spec)
 
 
-def test_tables_do_not_depend_on_the_device_of_the_moment() -> None:
+@pytest.mark.parametrize("name", Schedule.names())
+def test_schedules_do_not_depend_on_the_device_of_the_moment(name: str) -> None:
     with torch.device("meta"):
-        built = Linear(timesteps=37)
-    assert built.betas.device.type == "cpu"
-    assert torch.equal(built.at(t64(36)).alpha, Linear(timesteps=37).at(t64(36)).alpha)
+        built = Schedule.parse(name)
+        assert built.prior_std > 0
+    times = torch.tensor([built.first, built.first / 2, built.last])
+    found, wanted = built.at(times), Schedule.parse(built.spec).at(times)
+    assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(wanted).values(), strict=True))

@@ -103,7 +103,9 @@ def test_the_step_from_noise_alone_forgets_it(schedule: DiscreteSchedule, before
 
 
 def test_a_schedule_without_a_table_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^schedule 'zero-snr': table=edm has no table of betas; .*\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^schedule 'zero-snr' needs a schedule of numbered steps, .*; 'edm' is continuous\.$"
+    ):
         Schedule.parse("zero-snr:table=edm")
 
 
