@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddpm.objectives import Objective, Prediction
     from ddpm.presets import PRESETS, preset
     from ddpm.registry import register
-    from ddpm.runs import Evaluation, Model, evaluate, load, train
+    from ddpm.runs import Evaluation, Model, editor, evaluate, load, train
     from ddpm.runs import draw_images as sample
     from ddpm.samplers import Sampler
     from ddpm.schedules import Level, Schedule
@@ -45,6 +45,7 @@ _WHERE = {
     "Sampler": "samplers",
     "Schedule": "schedules",
     "UNet": "models",
+    "editor": "runs",
     "evaluate": "runs",
     "load": "runs",
     "load_dataset": "data",

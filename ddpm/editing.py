@@ -80,6 +80,11 @@ def resampled(path: Sequence[Level], jump: int, resamplings: int) -> list[Level]
     return walked
 
 
+def usual_jump(path: Sequence[Level]) -> int:
+    """Levels of a jump unless told otherwise: a fifth of the steps, and no more than the 10 of Lugmayr et al. (2022)."""
+    return min(10, max(1, (len(path) - 1) // 5))
+
+
 def estimate_sigma(image: Pixels) -> float:
     """The deviation of the white noise in an image, uint8 (C, H, W), in grey levels of 255.
 
@@ -172,12 +177,14 @@ class Walker:
         return x
 
     def invert(self, x0: Tensor) -> Tensor:
-        """DDIM inversion (Song et al. 2021, section 4.3): the noise from which `decode` comes back to x0, nearly.
+        """The standard normal noise that `reconstruct` makes x0 from, nearly: see `Sampler.invert`."""
+        on_step = self.watch(len(self.path) - 1) if self.watch else None
+        return self.sampler.invert(self.predictor, x0, self.condition, self.thresholding, on_step)
 
-        The sampler's path is walked backwards. Raises ConfigError: a sampler that draws noise.
-        """
-        path = self.path[::-1]
-        return self._walk(x0, path, self.watch(len(path) - 1) if self.watch else None)
+    def reconstruct(self, noise: Tensor) -> Tensor:
+        """Images from standard normal noise, as `Sampler.sample` makes them."""
+        start = self.path[0]
+        return self.decode(self.predictor.schedule.start_std(start) * noise, start)
 
     def interpolate(self, first: Tensor, second: Tensor, weight: Tensor, start: Level, blend: Blend) -> Tensor:
         """Images between two, blended at a noise level (Ho et al. 2020, section 4.4).
@@ -226,7 +233,7 @@ def _rises(level: Level, following: Level) -> bool:
 class Editor:
     """Edits uint8 images (N, C, H, W), or one (C, H, W), arrays or tensors; what comes out is a uint8 array (N, C, H, W).
 
-    The random numbers of result k are those of `ddpm sample` at seeds[k]; seeds not given are 0 to N - 1, and one image
+    Random numbers and class of result k are those of `ddpm sample` at seeds[k]; seeds not given are 0 to N - 1, and one image
     with many seeds gives as many results. A result depends on its image and seed, not on what else is edited with it.
 
     Attributes:
@@ -235,7 +242,7 @@ class Editor:
         shape: (C, H, W) of the model's images.
         machine: where, and how precisely.
         thresholding: of the predicted x0, where the sampler names none.
-        label: the class of every image, -1 for no label; None for a model without classes.
+        labels: classes, in turn by seed: result k has labels[seeds[k] mod len]; -1 is no label; empty for a model without.
         chunk: images in a batch; the last batch is filled up. Another chunk changes float rounding.
         watch: called when the walk of the first chunk begins.
 
@@ -247,7 +254,7 @@ class Editor:
     shape: tuple[int, int, int]
     machine: Runtime
     thresholding: Thresholding = CLIP
-    label: int | None = None
+    labels: tuple[int, ...] = ()
     chunk: int = 1
     watch: Watch | None = None
 
@@ -256,11 +263,15 @@ class Editor:
         """The sampler's levels, from the noisiest to the clean image."""
         return self.sampler.path(self.predictor.schedule)
 
-    def inpaint(self, images: Any, fill: Any, seeds: Any = None, *, jump: int = 10, resamplings: int = 10) -> Pixels:
+    def inpaint(
+        self, images: Any, fill: Any, seeds: Any = None, *, jump: int | None = None, resamplings: int = 10
+    ) -> Pixels:
         """Fill parts of images in: see `Walker.repaint`. Outside of `fill` every pixel stays as it was, bit for bit.
 
         fill: bool (H, W), or (N, H, W) with one for each image; True where the image is to be made.
+        jump: None: see `usual_jump`.
         """
+        jump = usual_jump(self.path) if jump is None else jump
         known, ids = self._given(images, seeds)
         mask = self._mask(fill, len(known)).expand(len(known), 1, *self.shape[1:])
         made = self._each(lambda walker, x, m: walker.repaint(x, m, jump, resamplings), ids, to_float(known), mask)
@@ -279,12 +290,11 @@ class Editor:
         return latents
 
     def reconstruct(self, latents: NDArray[np.float32] | Tensor) -> Pixels:
-        """The images of noise float32 (N, C, H, W) at the noisiest level of the sampler's path."""
+        """The images that the sampler makes from standard normal noise, float32 (N, C, H, W)."""
         x = _tensor(latents)
         if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1:] != self.shape:
             raise ConfigError(f"latents: expected float32 {_written((None, *self.shape))}, found {_found(x)}.")
-        start = self.path[0]
-        return _pixels(to_uint8(self._each(lambda walker, x: walker.decode(x, start), torch.arange(len(x)), x)))
+        return _pixels(to_uint8(self._each(lambda walker, x: walker.reconstruct(x), torch.arange(len(x)), x)))
 
     def interpolate(
         self, first: Any, second: Any, frames: int = 9, *, level: float = 0.5, seed: int = 0, blend: Blend = "lerp"
@@ -311,13 +321,11 @@ class Editor:
         """
         if first == second:
             raise ConfigError(f"both seeds are {first}; give two different ones.")
-        start = self.path[0]
         ends = [
             self._stream(self._ids([seed])).normal(*self.shape).expand(frames, -1, -1, -1) for seed in (first, second)
         ]
-        std = self.predictor.schedule.start_std(start)
         made = self._each(
-            lambda walker, x, y, w: walker.decode(std * slerp(x, y, w), start),
+            lambda walker, x, y, w: walker.reconstruct(slerp(x, y, w)),
             self._ids([first] * frames),
             *ends,
             _weights(frames),
@@ -349,7 +357,7 @@ class Editor:
             predictor=self.predictor,
             sampler=self.sampler,
             noise=lambda purpose, i: self.machine.images(stream.at(purpose, i).normal(*self.shape)),
-            condition=None if self.label is None else torch.full_like(stream.ids, self.label),
+            condition=torch.tensor(self.labels)[ids % len(self.labels)].to(stream.ids) if self.labels else None,
             thresholding=self.thresholding,
             watch=watch,
         )

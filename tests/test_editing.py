@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.config import DiffusionConfig, ModelConfig
-from ddpm.editing import Editor, Walker, estimate_sigma, level_at, level_of_noise, psnr, resampled, slerp
+from ddpm.editing import Editor, Walker, estimate_sigma, level_at, level_of_noise, psnr, resampled, slerp, usual_jump
 from ddpm.errors import ConfigError
 from ddpm.images import to_float, to_uint8
 from ddpm.models import GaussianDiffusion, build_diffusion
@@ -197,6 +197,12 @@ def test_a_jump_needs_levels_to_jump_over() -> None:
     assert resampled(path, 10, 1) == path
 
 
+def test_jumps_are_a_fifth_of_the_steps_and_ten_at_most() -> None:
+    schedule = Schedule.parse("linear")
+    jumps = [usual_jump(Sampler.parse(f"ddim:steps={steps}").path(schedule)) for steps in (1, 4, 20, 50, 250)]
+    assert jumps == [1, 1, 4, 10, 10]
+
+
 # --- SDEdit, interpolation
 
 
@@ -261,6 +267,32 @@ def test_slerp_turns_at_constant_speed_and_keeps_the_noise_level() -> None:
     assert z.abs().max() < 4
 
 
+# --- inversion
+
+
+def test_inversion_reaches_the_exact_noise_at_first_order(exactness: Any) -> None:
+    """Of Gaussian data the flow keeps (alpha^2 C + sigma^2)^(-1/2) (x_t - alpha mean) constant; its noise is x_t at the top."""
+    schedule = "linear:timesteps=4000,scaled=true"
+    data = MEAN + torch.randn(100, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) @ root(
+        COVARIANCE
+    )
+    top = Schedule.parse(schedule).at(torch.tensor(3999.0))
+    flow = root(top.alpha**2 * COVARIANCE + top.sigma**2 * UNIT) @ torch.linalg.inv(root(COVARIANCE))
+    exact = top.alpha * MEAN + (data - MEAN) @ flow.T
+    counts = [20, 40, 80, 160]
+    there, back = [], []
+    for steps in counts:
+        made = walker(f"ddim:steps={steps},grid=linspace", schedule, n=100)
+        noise = made.invert(data.reshape(-1, 1, 1, 2))
+        there.append(float((noise.flatten(1) - exact).norm()))
+        back.append(float((made.reconstruct(noise).flatten(1) - data).norm()))
+    for what, errors in (("exact noise", there), ("back to the data", back)):
+        exactness(
+            "editing ddim-inversion", f"exact flow of a Gaussian, {what}", "order", abs(slope(errors, counts) + 1), 0.3
+        )
+    assert there[-1] < 0.05 * float(exact.norm())
+
+
 # --- levels and measures
 
 
@@ -315,12 +347,12 @@ def model() -> GaussianDiffusion:
     network = ModelConfig(
         channels=8, channel_mults=(1, 2), blocks=1, conditioning="global", initialisation="torch", norm_groups=2
     )
-    options = DiffusionConfig(schedule="linear:timesteps=100,scaled=true")
+    options = DiffusionConfig(schedule="linear:timesteps=100,scaled=true", objective="v")
     return build_diffusion(network, options, SHAPE, 10).eval().requires_grad_(False)
 
 
 def editor(model: GaussianDiffusion, sampler: str = "ddpm:steps=6", **options: Any) -> Editor:
-    given = {"predictor": model, "sampler": Sampler.parse(sampler), "shape": SHAPE, "machine": MACHINE, "label": 3}
+    given = {"predictor": model, "sampler": Sampler.parse(sampler), "shape": SHAPE, "machine": MACHINE, "labels": (3,)}
     return Editor(**{**given, **options})
 
 
@@ -411,6 +443,20 @@ def test_interpolation_ends_in_variations_of_its_ends(model: GaussianDiffusion, 
     assert len({frame.tobytes() for frame in same}) == 1
 
 
+def test_inversion_comes_back_nearer_with_more_steps(model: GaussianDiffusion, some: np.ndarray) -> None:
+    found = []
+    for steps in (5, 15, 50):
+        made = editor(model, f"ddim:steps={steps},thresholding=none")
+        latents = made.invert(some)
+        assert latents.dtype == np.float32
+        np.testing.assert_array_equal(made.invert(some[2]), latents[2:3])
+        found.append(psnr(some, made.reconstruct(latents)))
+    assert found[0] < found[1] < found[2]
+    assert found[2] > 25
+    with pytest.raises(ConfigError, match="walks from noise to image only"):
+        editor(model).invert(some)
+
+
 def test_one_step_is_the_predicted_x0(model: GaussianDiffusion, some: np.ndarray) -> None:
     level = level_of_noise(model.schedule, 60.0)
     x0 = model.predict(level.alpha * to_float(torch.from_numpy(some)), level, torch.full((5,), 3)).x0
@@ -451,7 +497,7 @@ def test_the_walk_of_the_first_chunk_is_watched(model: GaussianDiffusion, some: 
         (lambda e, x: e.inpaint(x, np.stack([hole()] * 2)), r"found bool \(2, 8, 8\)"),
         (lambda e, x: e.inpaint(x, np.ones((8, 8), bool)), "must fill a part of the image and leave a part"),
         (lambda e, x: e.inpaint(x, np.zeros((8, 8), bool)), "must fill a part of the image and leave a part"),
-        (lambda e, x: e.inpaint(x, hole()), "a jump of 10 levels needs a sampler of more than 10 steps, not 6"),
+        (lambda e, x: e.inpaint(x, hole(), jump=10), "a jump of 10 levels needs a sampler of more than 10 steps, not 6"),
         (lambda e, x: e.reconstruct(x), r"latents: expected float32 \(N, 1, 8, 8\), found uint8"),
         (lambda e, x: e.interpolate_seeds(2, 2), "both seeds are 2; give two different ones."),
         (lambda e, x: e.denoise(x, 0.0), "noise of 0 grey levels is not what this model can take away"),

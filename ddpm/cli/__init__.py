@@ -15,6 +15,7 @@ VERBS = {
     "demo": "the whole way on the handwritten digits, in a few minutes on a CPU",
     "train": "train a model, or go on with a run",
     "sample": "draw images from a run or a checkpoint",
+    "edit": "fill in, vary, interpolate, invert or denoise images",
     "evaluate": "how good a model or a set of images is",
     "sweep": "samplers x steps: quality against cost, and a recommended setting",
     "stats": "mean and covariance of a data set's features, as a file",

@@ -60,7 +60,7 @@ def parse_sample(argv: Sequence[str]) -> tuple[SampleOptions, int]:
         source=given.source,
         num_images=given.num_images,
         seed=settings.seed,
-        labels=_labels(given.labels),
+        labels=parse_labels(given.labels),
         guidance=settings.sample.guidance if "sample.guidance" in typed else None,
         sampler=settings.sample.sampler if "sample.sampler" in typed else None,
         thresholding=settings.diffusion.thresholding if "diffusion.thresholding" in typed else None,
@@ -116,7 +116,8 @@ def parser() -> flags.Parser:
     return made
 
 
-def _labels(text: str | None) -> list[str] | None:
+def parse_labels(text: str | None) -> list[str] | None:
+    """Classes with commas between; raises ConfigError."""
     if text is None:
         return None
     labels = [label.strip() for label in text.split(",")]

@@ -3,6 +3,7 @@
 from ddpm.runs.comparing import metrics
 from ddpm.runs.demonstration import demo
 from ddpm.runs.drawing import SampleResult, draw_images, sample
+from ddpm.runs.editing import editor
 from ddpm.runs.evaluating import Evaluation, evaluate, stats
 from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.showing import contact_sheet, data_info, data_prepare, info
@@ -20,6 +21,7 @@ __all__ = [
     "data_prepare",
     "demo",
     "draw_images",
+    "editor",
     "evaluate",
     "find_checkpoint",
     "info",

@@ -75,12 +75,12 @@ def sample(
     with distributed.join() as world:
         say = console.Console(quiet=quiet or not world.is_main)
         model = load(source, ema, say.warn if world.is_main else lambda text: None)
-        machine = _machine(device, precision, world)
+        machine = machine_of(device, precision, world)
         recipe = Recipe.of(model, machine, sampler, guidance, thresholding, chunk, labels)
         recipe.sampler.path(model.diffusion.schedule)
-        seeds = _seeds(seed, num_images)
+        seeds = seeds_from(seed, num_images)
         written = recipe.written(model)
-        target = Path(out or folders.default(model, "samples", written))
+        target = Path(out or folders.default(model, "samples", recipe.sampler.name, written))
         suffix = str(world.broadcast(folders.claim(target, "sample", written, seeds) if world.is_main else None))
         start = time.perf_counter()
         say.info(f"{model.source} ({model.weights}): {num_images} images by {recipe.sampler.spec}.")
@@ -200,7 +200,8 @@ def _index_of_text(label: str, classes: list[str]) -> int:
     return named
 
 
-def _seeds(first: int, num_images: int) -> range:
+def seeds_from(first: int, num_images: int) -> range:
+    """Seeds of so many images; raises ConfigError."""
     if num_images < 1:
         raise ConfigError(f"--num-images={num_images} is wrong: it must be at least 1.")
     if first < 0:
@@ -210,7 +211,8 @@ def _seeds(first: int, num_images: int) -> range:
     return range(first, first + num_images)
 
 
-def _machine(device: str, precision: str, world: World) -> runtime.Runtime:
+def machine_of(device: str, precision: str, world: World) -> runtime.Runtime:
+    """The machine of this process; raises ConfigError."""
     wanted = config.build({"runtime": {"device": device, "precision": precision}}, "sample").runtime
     return runtime.resolve(wanted.device, wanted.precision, processes=world.size, local_rank=world.local_rank)
 
@@ -383,7 +385,7 @@ def draw_images(
     wanted = randomness.seed_array(seeds).tolist()
     if not wanted:
         raise ConfigError("seeds: is empty; give at least one seed, such as seeds=[0].")
-    machine = _machine(device, precision, World())
+    machine = machine_of(device, precision, World())
     held = model if isinstance(model, Model) else load(model)
     recipe = Recipe.of(held, machine, sampler, guidance, None, chunk, labels)
     machine.place(held.diffusion)

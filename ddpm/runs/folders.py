@@ -13,25 +13,27 @@ LOCK = ".lock"
 """Held in the folder by who changes files that several calls share."""
 
 
-def default(model: Model, kind: str, recipe: dict[str, Any]) -> Path:
-    """runs/NAME/<kind>/<sampler>-<step>-<digest of the recipe>: a folder for every recipe."""
+def default(model: Model, kind: str, name: str, recipe: dict[str, Any]) -> Path:
+    """runs/NAME/<kind>/<name>-<step>-<digest of the recipe>: a folder for every recipe."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:6]
     home = model.source.parent.parent if model.source.parent.name == "checkpoints" else Path()
-    return home / kind / f"{recipe['sampler'].partition(':')[0]}-{model.step:08d}-{digest}"
+    return home / kind / f"{name}-{model.step:08d}-{digest}"
 
 
-def claim(target: Path, verb: str, recipe: dict[str, Any], seeds: range) -> str:
+def claim(target: Path, verb: str, recipe: dict[str, Any], seeds: range | None = None) -> str:
     """Make the folder ours: new, or holding images of this very recipe; the suffix of files of these seeds together.
 
     Raises DataError: it holds another recipe's images, or files that `ddpm VERB` did not write.
     """
     _read_claim(target, verb, recipe)
-    mine = [seeds.start, seeds.stop]
+    mine = {} if seeds is None else {"seeds": [seeds.start, seeds.stop]}
     with files.Lock(target / LOCK, wait=True):
         held = _read_claim(target, verb, recipe)
         if held is None:
-            rundir.write_json(target / "recipe.json", {**recipe, "seeds": mine})
-    return "" if held is None or held.get("seeds") == mine else f"-{seeds[0]:06d}-{seeds[-1]:06d}"
+            rundir.write_json(target / "recipe.json", {**recipe, **mine})
+    if seeds is None or held is None or held.get("seeds") == mine["seeds"]:
+        return ""
+    return f"-{seeds[0]:06d}-{seeds[-1]:06d}"
 
 
 def _read_claim(target: Path, verb: str, recipe: dict[str, Any]) -> dict[str, Any] | None:
