@@ -79,13 +79,13 @@ def correction(
     """
     start, end = variable.of(level), variable.of(following)
     taus = [(variable.of(at) - start) / (end - start) for at, _ in nodes]
-    usable = [(float(tau), value) for tau, (_, value) in zip(taus, nodes, strict=True) if tau.isfinite()]
-    if len(usable) < 2 or not (end - start).isfinite():
+    finite = [(float(tau), value) for tau, (_, value) in zip(taus, nodes, strict=True) if tau.isfinite()]
+    if len(finite) < 2 or not (end - start).isfinite():
         return 0.0
     rho = variable.rho(start + (end - start) * _TAU)
     gap = following.sigma - following.alpha * rho if predicted == "eps" else following.alpha - following.sigma / rho
-    moments = torch.stack([k * (_WEIGHT * _TAU ** max(k - 1, 0) * gap).sum() for k in range(len(usable))])
-    return weighted([tau for tau, _ in usable], moments, [value for _, value in usable])
+    moments = torch.stack([k * (_WEIGHT * _TAU ** max(k - 1, 0) * gap).sum() for k in range(len(finite))])
+    return weighted([tau for tau, _ in finite], moments, [value for _, value in finite])
 
 
 def weighted(taus: Sequence[float], moments: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -71,8 +71,8 @@ class Told:
         return self.inner.predict(x_t, level, condition)
 
 
-def predictor(objective: str, variance: str, classes: int = 0) -> tuple[Mixture, Told]:
-    model, parsed = mixture(SCHEDULE_OF.get(objective, "linear")), Objective.parse(objective)
+def predictor(objective: str, variance: str, classes: int = 0, schedule: str = "linear") -> tuple[Mixture, Told]:
+    model, parsed = mixture(SCHEDULE_OF.get(objective, schedule)), Objective.parse(objective)
     label_drop = 0.1 if classes else 0.0
     inner = GaussianDiffusion(
         Exact(model, parsed, variance),
@@ -117,6 +117,21 @@ def test_every_combination_is_finite_and_has_the_right_mean(sampler: str) -> Non
         x, noise = start(model, n), noises((n, 1, 1, 2), 5)
         found = built.walk(plain, x, path, None, noise, NONE)
         assert z_of_mean(found, model) < 4, (objective, variance)  # a NaN is not either
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("grid", ["trailing", "log-snr"])
+def test_zero_terminal_snr(sampler: str, grid: str) -> None:
+    """On a table that ends in noise alone, by objectives that do not divide by alpha."""
+    built, n = Sampler.parse(f"{stepping(sampler, 25)},grid={grid}"), 300
+    for objective, variance in [("v", "fixed-large"), ("x0", "fixed-small"), ("v", "learned"), ("v", "analytic")]:
+        model, plain = predictor(objective, variance, schedule="zero-snr")
+        if sampler.startswith("pndm") and grid == "log-snr":
+            with pytest.raises(ConfigError, match="needs equal strides in time"):
+                built.path(model.schedule)
+            return
+        x, noise = noises((n, 1, 1, 2))(3), noises((n, 1, 1, 2), 5)
+        assert z_of_mean(built.sample(plain, x, None, noise, NONE), model) < 4, (objective, variance)
 
 
 @pytest.mark.parametrize("variance", Variance.names())

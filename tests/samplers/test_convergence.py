@@ -116,8 +116,9 @@ def test_samplers_that_draw_noise_reach_mean_and_covariance(
 ) -> None:
     model = data("linear")
     found = walk(sampler, model, start(model, 1500))[-1].flatten(1)
-    oracle = f"mean and covariance of a {data.__name__}"
-    exactness(f"sampler {sampler}", oracle, "statistical", scores(found, *model.moments()), 4.0)
+    name, _, steps = sampler.partition(",steps=")
+    oracle = f"mean and covariance of a {data.__name__}, {steps or 1000} steps"
+    exactness(f"sampler {name}", oracle, "statistical", scores(found, *model.moments()), 4.0)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim:analytic=true", "ddim:eta=0.5,analytic=true"])
