@@ -98,13 +98,17 @@ class DataConfig(Config):
         None, description="label file for a folder: CSV lines 'path,label', or JSON {path: label}"
     )
     flip: bool = Field(False, description="mirror each image left to right with probability 1/2")
+    augment: str = Field(
+        "none",
+        description="augmentation that the network is told of, so that samples do not show it: edm:probability=0.12, or none",
+    )
     workers: Count = Field(0, description="threads that gather batches ahead; changes speed only, never the batches")
 
 
 class ModelConfig(Config):
-    """The network. The fields describe `unet`, the DDPM family; other networks use those that they have."""
+    """The network. Most fields are those of `unet`, the DDPM family; what a network lacks is refused."""
 
-    network: str = Field("unet", description="network: unet, or package.module:Class")
+    network: str = Field("unet", description="network: unet, song-unet, or package.module:Class")
     channels: Positive = Field(128, description="channels of the first level")
     channel_mults: Mults = Field(
         (1, 2, 2, 2), description="channels per level, as multiples: 1,2,2,2; each level halves the image"
@@ -145,6 +149,27 @@ class ModelConfig(Config):
         "ddpm",
         description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults",
     )
+    fourier: bool = Field(
+        False,
+        description="song-unet: the noise level as random Fourier features of twice the channels, not sinusoids (NCSN++)",
+    )
+    encoder: Literal["standard", "residual", "skip"] = Field(
+        "standard",
+        description="song-unet: what the way down hears of the smaller image itself: nothing, a residual (NCSN++), or a 1x1 convolution of it",
+    )
+    decoder: Literal["standard", "skip"] = Field(
+        "standard",
+        description="song-unet: the output comes from the last level, or is the sum of an image from each level",
+    )
+    resample_filter: Mults = Field(
+        (1, 1), description="song-unet: filter of down- and upsampling, an even number of taps; NCSN++: 1,3,3,1"
+    )
+    resolution: Positive | None = Field(
+        None, description="song-unet: the size its levels are named by, as in EDM's files; default: the images' height"
+    )
+    augment_labels: Count = Field(
+        0, description="numbers that tell the network of an image's augmentation; --data.augment sets it"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
@@ -159,7 +184,7 @@ class DiffusionConfig(Config):
         "scaled-linear, sigmoid-beta, constant, warmup, jsd, zero-snr (another one rescaled: zero-snr:table=cosine); "
         "continuous: vp, ve, edm, laplace",
     )
-    objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev")
+    objective: str = Field("eps", description="what the network predicts: eps, x0, v, xprev, edm")
     variance: str = Field(
         "fixed-large",
         description="variance of the reverse process: fixed-large, fixed-small, learned, learned-range (both take a criterion that trains it), analytic (estimated after the last step)",
@@ -205,7 +230,7 @@ class TrainConfig(Config):
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
     ema: Specs = Field(
         ("0.9999",),
-        description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999; 'none'",
+        description="moving averages of the weights, first is the default for sampling: decays, or specs such as warmup:decay=0.999 and half-life:images=500000; 'none'",
     )
     nan: str = Field(
         "stop",

@@ -73,7 +73,7 @@ class Objective(Component, kind="objective"):
     """
 
     needs_signal: ClassVar[bool] = False
-    """Whether x0 is found by dividing by alpha, which no level may then have at 0."""
+    """Whether it divides by alpha, which no level may then have at 0."""
 
     label_scale: Annotated[float, Field(gt=0)] = 1.0
 
@@ -164,6 +164,38 @@ class Previous(Objective):
         pair = posterior_coefficients(level, schedule.at(level.t - 1.0))
         at_x0, at_x_t = (c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - 1)) for c in pair)
         return at_x0, at_x_t
+
+
+@register("edm")
+class EDM(Objective):
+    """The network's input and output have unit variance at every noise level, for data with deviation sigma_data.
+
+    On x / alpha, whose noise level is sigma / alpha (the paper's sigma), the prediction is c_skip x + c_out F(c_in x, c_noise)
+    (Karras et al. 2022, equation 7 and table 1); the noise label is ln(sigma / alpha) / 4, times label_scale. An even loss on F
+    is the paper's, weighted by 1 / c_out^2 (equation 8).
+    """
+
+    needs_signal = True
+
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
+
+    def condition(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        label = (level.log_snr * (-0.125 * self.label_scale)).to(device=x_t.device, dtype=torch.float32)
+        return x_t / self._std(level.like(x_t)), label.expand(x_t.shape[0])
+
+    def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
+        at = level.like(x0)
+        return (at.sigma * x0 - self.sigma_data**2 * at.alpha * eps) / (self.sigma_data * self._std(at))
+
+    def to_prediction(self, output: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Prediction:
+        at, data = level.like(x_t), self.sigma_data
+        scaled = x_t / self._std(at)
+        x0 = data * (data * at.alpha * scaled + at.sigma * output) / self._std(at)
+        return Prediction(x0, (at.sigma * scaled - data * at.alpha * output) / self._std(at))
+
+    def _std(self, at: Level) -> Tensor:
+        """Deviation of x_t, alpha / c_in."""
+        return (at.sigma**2 + (at.alpha * self.sigma_data) ** 2).sqrt()
 
 
 def eps_from_x0(x0: Tensor, x_t: Tensor, level: Level) -> Tensor:

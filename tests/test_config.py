@@ -20,6 +20,7 @@ CHANGED: dict[str, Any] = {
     "data.size": "28x36",
     "data.channels": 1,
     "data.flip": True,
+    "data.augment": "edm:probability=0.3",
     "data.workers": 2,
     "model.channels": 64,
     "model.channel_mults": "1,2",

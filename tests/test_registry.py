@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm import registry
+from ddpm.augmentation import Augmentation
 from ddpm.data import Dataset
 from ddpm.errors import ConfigError
 from ddpm.losses import Criterion
@@ -27,6 +28,7 @@ from ddpm.weightings import Weighting
 
 KINDS: list[type[Component]] = [
     Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay, Variance, Weighting, Times, Criterion,
+    Augmentation,
 ]  # fmt: skip
 REGISTERED = [(kind, name) for kind in KINDS for name in kind.names()]
 

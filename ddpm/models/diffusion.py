@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddpm.augmentation import Augmentation, Unchanged
 from ddpm.errors import ConfigError
 from ddpm.losses import Criterion, bound_terms, per_image_loss
 from ddpm.objectives import Objective, Prediction
@@ -47,6 +48,7 @@ class GaussianDiffusion(nn.Module):
         num_classes: 0 for an unconditional model.
         label_drop: probability of training without the label, which makes guidance possible.
         thresholding: what samplers do to the predicted x0 unless told otherwise (a thresholding spec).
+        augmentation: of the training images; where it has labels, the network takes them as augment=(B, num_labels).
 
     Its state beside the weights: `eps_square`, (T,) float64, E |eps|^2 / d of the predicted eps at each timestep where the
     variance is `analytic` (NaN until it is estimated), and `history` where `times` learns from past losses.
@@ -71,6 +73,7 @@ class GaussianDiffusion(nn.Module):
         num_classes: int = 0,
         label_drop: float = 0.0,
         thresholding: str = "clip",
+        augmentation: Augmentation = Unchanged(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.network, self.schedule, self.objective = network, schedule, objective
@@ -81,6 +84,7 @@ class GaussianDiffusion(nn.Module):
             Times.parse(times),
         )
         self.num_classes, self.label_drop, self.thresholding = num_classes, label_drop, thresholding
+        self.augmentation = augmentation
         for part in (self.objective, self.variance, self.times):
             part.check(schedule)
         if self.criterion.of_bound:
@@ -156,13 +160,15 @@ class GaussianDiffusion(nn.Module):
         Returns:
             (B,) float32.
         """
+        x0, augment = self.augmentation.apply(x0, stream)
+        told = {} if augment is None else {"augment": augment}
         t, factor = self.times.draw(stream, self.schedule, self.history)
         level = self.schedule.at(t)
         eps = stream.at("noise").normal(*x0.shape[1:])
         x_t = self.q_sample(x0, level, eps)
         network_input, noise_label = self.objective.condition(x_t, level)
         output, values = self._split(
-            self.network(network_input, noise_label, self._drop_labels(labels, stream), stream)
+            self.network(network_input, noise_label, self._drop_labels(labels, stream), stream, **told)
         )
         loss = torch.zeros((), device=x0.device)
         if self.criterion.of_error:

@@ -118,6 +118,23 @@ class Attention(nn.Module):
         return x + self.out(mixed)  # type: ignore[no-any-return]
 
 
+class Dropout(nn.Module):
+    """Dropout whose masks come from the batch's stream; `index` tells the layers of a network apart."""
+
+    def __init__(self, probability: float, index: int) -> None:
+        super().__init__()
+        self.probability, self.purpose = probability, f"dropout/{index}"
+
+    def forward(self, h: Tensor, stream: Stream | None) -> Tensor:
+        """h (B, ...); without a stream the masks come from PyTorch's global generator."""
+        if not (self.training and self.probability):
+            return h
+        if stream is None:
+            return F.dropout(h, self.probability)
+        dropped = stream.at(self.purpose).bernoulli(self.probability, *h.shape[1:])
+        return h.masked_fill(dropped, 0.0) / (1.0 - quantised(self.probability))
+
+
 class ResBlock(nn.Module):
     """norm, activation, convolution, embeddings, norm, activation, dropout, convolution; then attention where asked.
 
@@ -140,7 +157,7 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.activation]
-        self.dropout, self.dropout_purpose = config.dropout, f"dropout/{index}"
+        self.drop = Dropout(config.dropout, index)
         self.scale_shift, self.resample = config.scale_shift, resample
         self.shift_last = config.norm == "instance"
         self.norm1 = make_norm(config, in_channels)
@@ -167,26 +184,21 @@ class ResBlock(nn.Module):
                 assert labels is not None
                 shift = shift + self.label(labels)[:, :, None, None]
             h = self.norm2(h) + shift if self.shift_last else self.norm2(h + shift)
-        h = self._drop(self.activation(h), stream)
+        h = self.drop(self.activation(h), stream)
         return self.attention(self.skip(x) + self.conv2(h))  # type: ignore[no-any-return]
-
-    def _drop(self, h: Tensor, stream: Stream | None) -> Tensor:
-        if not (self.training and self.dropout):
-            return h
-        if stream is None:
-            return F.dropout(h, self.dropout)
-        dropped = stream.at(self.dropout_purpose).bernoulli(self.dropout, *h.shape[1:])
-        return h.masked_fill(dropped, 0.0) / (1.0 - quantised(self.dropout))
 
 
 class UNet(nn.Module):
     """network(x, noise_label, condition) -> output.
 
     Args:
-        config: the architecture; every field of ModelConfig but `network` is used.
+        config: the architecture.
         in_channels, out_channels: of the images, and of the output.
         num_labels: rows of the label embedding (classes, plus one for "no label" where labels are dropped); 0: none.
     """
+
+    UNUSED = frozenset({"fourier", "encoder", "decoder", "resample_filter", "resolution"})
+    """Fields of ModelConfig that it does not have."""
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, num_labels: int = 0) -> None:
         super().__init__()
@@ -195,6 +207,7 @@ class UNet(nn.Module):
         width, dim = config.channels, time_dim(config)
         self.time = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_labels, dim) if config.conditioning == "global" and num_labels else None
+        self.augment = nn.Linear(config.augment_labels, width, bias=False) if config.augment_labels else None
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
         self.activation = _ACTIVATIONS[config.activation]
         self._blocks = 0
@@ -247,7 +260,12 @@ class UNet(nn.Module):
             self.up.append(nn.ModuleList(stage))
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, condition: Tensor | None = None, stream: Stream | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        condition: Tensor | None = None,
+        stream: Stream | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Denoise.
 
@@ -256,21 +274,20 @@ class UNet(nn.Module):
             noise_label: (B,) float.
             condition: (B,) int64 class labels; -1 is "no label" (the last row of the embedding). None without classes.
             stream: where dropout masks come from in training; None falls back to PyTorch's global generator.
+            augment: (B, augment_labels) what was done to the images in training; None: nothing, the same as zeros.
 
         Returns:
             (B, out_channels, H, W).
         """
-        height, width = x.shape[-2:]
-        x = F.pad(x, _padding(height, width, 2 ** (len(self.config.channel_mults) - 1)))
-        labels = self._labels(condition)
-        time = self.time(
-            sinusoids(noise_label, self.config.channels, self.config.time_embedding, self.config.time_exponent)
-        )
+        x, (rows, columns) = padded(x, len(self.config.channel_mults))
+        labels = None if self.config.conditioning == "none" else label_rows(condition, self.num_labels)
+        embedded = sinusoids(noise_label, self.config.channels, self.config.time_embedding, self.config.time_exponent)
+        if self.augment is not None and augment is not None:
+            embedded = embedded + self.augment(augment)
+        time = self.time(embedded)
         if self.label is not None and labels is not None:
             time = time + self.label(labels)
-        h = self._run(x, self.activation(time), labels, stream)
-        left, _, top, _ = _padding(height, width, 2 ** (len(self.config.channel_mults) - 1))
-        return h[..., top : top + height, left : left + width]
+        return self._run(x, self.activation(time), labels, stream)[..., rows, columns]
 
     def _run(self, x: Tensor, time: Tensor, labels: Tensor | None, stream: Stream | None) -> Tensor:
         h = self.stem(x)
@@ -293,18 +310,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         if not isinstance(layer, ResBlock):
             return layer(h)  # type: ignore[no-any-return]
-        if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            result: Any = checkpoint(
-                layer, h, time, labels, stream, use_reentrant=False, preserve_rng_state=stream is None
-            )
-            return result  # type: ignore[no-any-return]
-        return layer(h, time, labels, stream)  # type: ignore[no-any-return]
-
-    def _labels(self, condition: Tensor | None) -> Tensor | None:
-        if not self.num_labels or self.config.conditioning == "none":
-            return None
-        assert condition is not None, "a conditional network needs labels; -1 stands for none"
-        return torch.where(condition < 0, self.num_labels - 1, condition)
+        return run_block(self.config, layer, stream, h, time, labels)
 
 
 def time_dim(config: ModelConfig) -> int:
@@ -332,7 +338,8 @@ def initialise(network: nn.Module, how: str) -> None:
                 nn.init.xavier_uniform_(getattr(module, last).weight, gain=1e-5)
 
 
-def _check(config: ModelConfig) -> None:
+def check_levels(config: ModelConfig) -> None:
+    """Raise ConfigError for attention at a level that is not there, or a width that cannot hold the noise level."""
     levels = len(config.channel_mults)
     if config.channels < 2:
         raise ConfigError(
@@ -342,6 +349,10 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(
             f"--model.attention={wrong[0]} is no level: --model.channel-mults makes levels 0 to {levels - 1}."
         )
+
+
+def _check(config: ModelConfig) -> None:
+    check_levels(config)
     if config.conditioning == "block" and config.scale_shift:
         raise ConfigError("--model.conditioning=block cannot go with --model.scale-shift: use global conditioning.")
 
@@ -350,7 +361,26 @@ def _resize(x: Tensor, how: str) -> Tensor:
     return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def _padding(height: int, width: int, multiple: int) -> tuple[int, int, int, int]:
-    """left, right, top, bottom zeros that bring both sides to a multiple."""
-    rows, columns = -height % multiple, -width % multiple
-    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+def padded(x: Tensor, levels: int) -> tuple[Tensor, tuple[slice, slice]]:
+    """Images with zeros around them, so that `levels` levels can halve both sides; and where the images lie in it."""
+    height, width = x.shape[-2:]
+    multiple = 2 ** (levels - 1)
+    top, left = (-height % multiple) // 2, (-width % multiple) // 2
+    x = F.pad(x, (left, -width % multiple - left, top, -height % multiple - top))
+    return x, (slice(top, top + height), slice(left, left + width))
+
+
+def label_rows(condition: Tensor | None, num_labels: int) -> Tensor | None:
+    """Rows of the label embedding: (B,) class labels with -1 as the last row; None without labels."""
+    if not num_labels:
+        return None
+    assert condition is not None, "a conditional network needs labels; -1 stands for none"
+    return torch.where(condition < 0, num_labels - 1, condition)
+
+
+def run_block(config: ModelConfig, block: nn.Module, stream: Stream | None, *inputs: Tensor | None) -> Tensor:
+    """block(*inputs, stream); with gradient checkpointing its activations are made again in the backward pass."""
+    if config.gradient_checkpointing and torch.is_grad_enabled():
+        result: Any = checkpoint(block, *inputs, stream, use_reentrant=False, preserve_rng_state=stream is None)
+        return result  # type: ignore[no-any-return]
+    return block(*inputs, stream)  # type: ignore[no-any-return]

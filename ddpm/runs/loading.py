@@ -73,7 +73,11 @@ def load(
     recommended = _recommendation(found.path, trusted)
     shape = found.state["shape"]
     model = build_diffusion(
-        settings.model, settings.diffusion, (shape[0], shape[1], shape[2]), len(found.state["classes"])
+        settings.model,
+        settings.diffusion,
+        (shape[0], shape[1], shape[2]),
+        len(found.state["classes"]),
+        augment=settings.data.augment,
     )
     load_weights(model, found.tensors(weights))
     model.eval().requires_grad_(False)
@@ -99,7 +103,7 @@ def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
     """Raise ConfigError where building from the config would import code that does not belong to the package."""
     network, diffusion = settings.model.network, settings.diffusion
     specs = [value for value in diffusion.model_dump().values() if isinstance(value, str)] + [settings.sample.sampler]
-    specs += [settings.data.dataset, *settings.train.ema]
+    specs += [settings.data.dataset, settings.data.augment, *settings.train.ema]
     named = [network] if ":" in network else []
     named += [name for spec in specs for name in outside_code(spec)]
     if named:

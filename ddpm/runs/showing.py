@@ -97,5 +97,7 @@ def info(source: str | Path, trust_code: bool = False) -> None:
 
 def _count_built(found: checkpoint.Checkpoint) -> int:
     settings, shape = found.config(), tuple(found.state["shape"])
-    model = build_diffusion(settings.model, settings.diffusion, shape, len(found.state["classes"]))
+    model = build_diffusion(
+        settings.model, settings.diffusion, shape, len(found.state["classes"]), augment=settings.data.augment
+    )
     return sum(p.numel() for p in model.parameters())

@@ -68,7 +68,9 @@ def train(
         check_names(settings.logging.sinks)
         data = _load_data(settings.data, say)
         settings = _resolved(settings, machine, data)
-        model = build_diffusion(settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed)
+        model = build_diffusion(
+            settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed, settings.data.augment
+        )
         model.check_training()
         Sampler.parse(settings.sample.sampler).path(model.schedule)
         if isinstance(Thresholding.parse(settings.diffusion.thresholding), OfModel):

@@ -78,7 +78,7 @@ class Trainer:
         self.seed, self.warn = seed, warn
         self.step, self.skipped, self.stopped = 0, 0, False
         self.should_stop: Callable[[], bool] = lambda: False
-        self.emas = [EMA(module, decay) for decay in parse_decays(config.ema)]
+        self.emas = [EMA(module, decay, config.batch_size) for decay in parse_decays(config.ema)]
         if world.size > 1:  # of 1x1 convolutions, whose strides have several spellings for one order in memory
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self.observe: Callable[[Tensor, Stream], None] | None = getattr(module, "observe", None)

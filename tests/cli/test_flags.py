@@ -103,6 +103,7 @@ def test_only_what_was_typed_is_returned():
 @pytest.mark.parametrize("field", list(config.fields()))
 def test_every_field_refuses_nonsense_by_its_flag(field):
     plain_text = {
+        "data.augment",
         "data.dataset",
         "data.path",
         "data.labels",
@@ -110,6 +111,10 @@ def test_every_field_refuses_nonsense_by_its_flag(field):
         "diffusion.schedule",
         "diffusion.objective",
         "diffusion.thresholding",
+        "diffusion.variance",
+        "diffusion.criterion",
+        "diffusion.weighting",
+        "diffusion.times",
     }
     plain_text |= {"train.ema", "sample.sampler", "evaluate.extractor", "logging.sinks", "logging.project"}
     if field in plain_text:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm.augmentation import Augmentation
 from ddpm.config import DiffusionConfig, ModelConfig
 from ddpm.errors import ConfigError
 from ddpm.models import NO_LABEL, GaussianDiffusion, UNet, build_diffusion
@@ -306,6 +307,13 @@ def test_a_network_from_outside_is_built(tmp_path: Any, monkeypatch: pytest.Monk
         ({"network": "ddpm.models:Nett"}, {}, 0, r"cannot be imported: .*Nett"),
         ({}, {"schedule": "linar"}, 0, r"did you mean 'linear'"),
         ({}, {"objective": "epsilon"}, 0, r"objective 'epsilon'"),
+        ({"encoder": "skip"}, {}, 0, r"--model.encoder=skip: the network unet has no such option"),
+        (
+            {"network": "song-unet", "initialisation": "ddpm", "norm": "batch"},
+            {},
+            0,
+            r"--model.norm=batch: the network song-unet",
+        ),
     ],
 )
 def test_wrong_configs_are_told_in_a_sentence(
@@ -322,6 +330,49 @@ def test_a_label_that_says_none_is_refused_where_the_model_never_saw_it() -> Non
         model.predict(images(2), level, torch.tensor([1, NO_LABEL]))
     model.predict(images(2), level, torch.tensor([1, 2]))
     wave_model(num_classes=3, label_drop=0.1).predict(images(2), level, torch.tensor([1, NO_LABEL]))
+
+
+# --- augmentation
+
+
+class Told(Wave):
+    """Keeps what it was told of augmentation."""
+
+    def forward(self, x: Tensor, *args: Any, augment: Tensor | None = None) -> Tensor:
+        self.told = augment
+        return super().forward(x, *args)
+
+
+def test_training_images_are_augmented_and_the_network_is_told() -> None:
+    """The loss is that of the changed images; predictions are not told of anything."""
+    model, n = wave_model(), 6
+    told, x0, augmentation = Told(), images(n), Augmentation.parse("edm:probability=0.7")
+    augmented = GaussianDiffusion(told, model.schedule, model.objective, shape=SHAPE, augmentation=augmentation)
+    changed, labels = augmentation.apply(x0, stream(n))
+    assert torch.equal(augmented(x0, None, stream(n)), model(changed, None, stream(n)))
+    assert torch.equal(told.told, labels)
+    augmented.predict(x0, model.schedule.at(torch.tensor(5.0)))
+    assert told.told is None
+
+
+@pytest.mark.parametrize("name", ["unet", "song-unet"])
+def test_an_augmentation_gives_the_network_its_labels(name: str) -> None:
+    settings = TINY.model_copy(update={"network": name, "initialisation": "ddpm"})
+    model = build_diffusion(settings, DiffusionConfig(), SHAPE, 0, augment="edm")
+    assert model.network.config.augment_labels == 9
+    model(images(3), None, stream(3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    told = settings.model_copy(update={"augment_labels": 9})
+    assert build_diffusion(told, DiffusionConfig(), SHAPE, 0).state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ConfigError, match=r"^--model.augment-labels=4: --data.augment=edm gives 9; leave it out\.$"):
+        build_diffusion(settings.model_copy(update={"augment_labels": 4}), DiffusionConfig(), SHAPE, 0, augment="edm")
+
+
+def test_a_network_that_cannot_be_told_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--data.augment=edm: the network torch.nn:Conv2d cannot be told of it"):
+        build_diffusion(ModelConfig(network="torch.nn:Conv2d"), DiffusionConfig(), SHAPE, 0, augment="edm")
+    with pytest.raises(ConfigError, match=r"augmentation 'emd' is not known \(did you mean 'edm'\?\)"):
+        build_diffusion(TINY, DiffusionConfig(), SHAPE, 0, augment="emd")
 
 
 @pytest.mark.parametrize("name", ["math:sqrt", "builtins:int", "math:pi"])

@@ -249,11 +249,12 @@ OPTIONS: dict[str, Any] = {
     "down_padding": "asymmetric",
     "initialisation": "xavier",
 }
-UNSEEN = {"network", "dropout", "conditioning", "gradient_checkpointing"}  # tested on their own below
+UNSEEN = {"network", "dropout", "conditioning", "augment_labels", "gradient_checkpointing"}  # on their own below
 
 
 def test_every_field_is_tested() -> None:
-    assert set(OPTIONS) | UNSEEN == set(ModelConfig.model_fields)
+    assert set(OPTIONS) | UNSEEN | UNet.UNUSED == set(ModelConfig.model_fields)
+    assert not UNet.UNUSED & (set(OPTIONS) | UNSEEN)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -336,6 +337,18 @@ def test_labels_matter_and_minus_one_is_the_last_row(conditioning: str) -> None:
     assert all(not torch.allclose(found[i], found[j], rtol=1e-2) for i in range(4) for j in range(i))
 
 
+def test_the_network_is_told_of_augmentation() -> None:
+    """Zeros are nothing; and without the field the first weights are what they were."""
+    unet, (x, t) = network(augment_labels=4), (images(2, 3, 8, 8), noise_labels(2))
+    told = images(2, 4)
+    with torch.no_grad():
+        plain = unet(x, t)
+        assert torch.equal(plain, unet(x, t, augment=torch.zeros(2, 4)))
+        assert not torch.allclose(plain, unet(x, t, augment=told), rtol=1e-2)
+        assert torch.equal(unet(x, t, augment=told)[1], unet(x, t, augment=told * torch.tensor([[0.0], [1.0]]))[1])
+    assert set(unet.state_dict()) - set(network().state_dict()) == {"augment.weight"}
+
+
 def test_the_noise_label_matters() -> None:
     x = images(1, 3, 8, 8).expand(2, -1, -1, -1)
     with torch.no_grad():
@@ -389,7 +402,7 @@ def test_first_weights_are_those_of_ho_et_al() -> None:
 def test_dropout_keeps_the_mean_and_drops_at_its_rate() -> None:
     block = network(dropout=0.3).down[0][0].train()
     h = torch.ones(8, 16, 32, 32)
-    dropped = block._drop(h, stream(8))
+    dropped = block.drop(h, stream(8))
     p, n = quantised(0.3), h.numel()
     zeros = int((dropped == 0).sum())
     assert abs(zeros - p * n) / (n * p * (1 - p)) ** 0.5 < 4
@@ -398,7 +411,7 @@ def test_dropout_keeps_the_mean_and_drops_at_its_rate() -> None:
 
 def test_the_largest_dropout_is_finite() -> None:
     block = network(dropout=0.999_999).down[0][0].train()
-    assert block._drop(torch.ones(1, 16, 32, 32), stream(1)).isfinite().all()
+    assert block.drop(torch.ones(1, 16, 32, 32), stream(1)).isfinite().all()
 
 
 def test_dropout_depends_on_the_stream_alone_and_stops_in_eval() -> None:
@@ -423,7 +436,7 @@ def test_dropout_depends_on_the_stream_alone_and_stops_in_eval() -> None:
 
 def test_layers_have_masks_of_their_own() -> None:
     unet = network(dropout=0.5, blocks=2)
-    purposes = [module.dropout_purpose for module in unet.modules() if isinstance(module, ResBlock)]
+    purposes = [module.drop.purpose for module in unet.modules() if isinstance(module, ResBlock)]
     assert len(set(purposes)) == len(purposes)
 
 

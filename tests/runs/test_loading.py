@@ -145,6 +145,7 @@ def test_the_command_takes_the_flag(naming_code, capsys):
         ("diffusion.times", "parts:Late"),
         ("sample.sampler", "ddim:steps=5,thresholding=parts:Clip(low=1)"),
         ("data.dataset", "parts:Stripes"),
+        ("data.augment", "parts:Blur"),
         ("train.ema", ("0.9", "parts:Slow")),
         ("model.network", "parts-1:Net"),
     ],

@@ -20,13 +20,14 @@ from ddpm.errors import CheckpointError
 
 BUSY = {
     "data.flip": "true",
+    "data.augment": "edm:probability=0.5",
     "model.attention": (1,),
     "model.dropout": 0.2,
     "diffusion.label_drop": 0.3,
     "train.batch_size": 12,
     "train.micro_batch": 5,
     "train.grad_clip": 0.5,
-    "train.ema": ("0.9", "warmup:decay=0.99", "constant:decay=0.95,start=10,every=3"),
+    "train.ema": ("0.9", "warmup:decay=0.99", "constant:decay=0.95,start=10,every=3", "half-life:images=100"),
     "train.log_every": 7,
     "train.steps": 40,
     "train.checkpoint_every": 1000,

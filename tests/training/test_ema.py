@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.training.ema import EMA, Constant, Warmup, parse_decay, parse_decays
+from ddpm.training.ema import EMA, Constant, HalfLife, Warmup, parse_decay, parse_decays
 
 
 class Net(nn.Module):
@@ -62,8 +62,8 @@ def test_warm_up_is_tensorflows_rule():
         decay = min(0.5, (1 + n) / (10 + n))
         shadow = decay * shadow + (1 - decay) * weights[n + 1]
         assert averages[n] == pytest.approx(shadow, rel=1e-4, abs=1e-6)
-    assert [Warmup(decay=0.9999).at(n) for n in (0, 90)] == [0.1, 0.91]
-    assert Warmup(decay=0.5).at(10**9) == 0.5
+    assert [Warmup(decay=0.9999).at(n, 128) for n in (0, 90)] == [0.1, 0.91]
+    assert Warmup(decay=0.5).at(10**9, 128) == 0.5
 
 
 def test_before_its_start_the_average_is_the_weights():
@@ -86,6 +86,26 @@ def test_every_nth_step_counts():
         weights[4],
         pytest.approx(0.9 * weights[4] + 0.1 * weights[6], rel=1e-5),
     ]
+
+
+def test_a_half_life_in_images_holds_for_any_batch():
+    """After the half-life the first weights count one half, in whatever steps; on the ramp it is a share of what was seen."""
+    for batch in (1, 50, 1000):
+        rule = HalfLife(images=1000, rampup=None)
+        assert rule.at(7, batch) ** (1000 / batch) == pytest.approx(0.5, rel=1e-12)
+    ramped = HalfLife(images=500_000, rampup=0.05)
+    assert ramped.at(0, 512) == 0.0
+    assert ramped.at(100, 512) == pytest.approx(0.5 ** (512 / (0.05 * 100 * 512)))
+    assert ramped.at(19_531, 512) == pytest.approx(0.5 ** (1 / (0.05 * 19_531)))
+    assert ramped.at(19_532, 512) == ramped.at(10**6, 512) == 0.5 ** (512 / 500_000)
+    net = Net()
+    ema = EMA(net, HalfLife(images=100, rampup=None), batch_size=50)
+    first = net.layer.weight[0, 0].item()
+    for _ in range(2):
+        with torch.no_grad():
+            net.layer.weight.zero_()
+        ema.update()
+    assert ema.state()["layer.weight"][0, 0].item() == pytest.approx(first / 2, rel=1e-6)
 
 
 def test_decay_nought_is_the_weights():
@@ -140,11 +160,13 @@ def test_what_does_not_fit_is_named():
         ("warmup", Warmup()),
         ("warmup:decay=0.5", Warmup(decay=0.5)),
         ("constant:decay=0.9,start=2000,every=1", Constant(decay=0.9, start=2000)),
+        ("half-life", HalfLife(images=500_000, rampup=0.05)),
+        ("half-life:images=1000000,rampup=none", HalfLife(images=10**6, rampup=None)),
     ],
 )
 def test_written_forms(text, wanted):
     assert parse_decay(text) == wanted
-    assert EMA(Net(), wanted).name == f"{wanted.decay:g}"
+    assert EMA(Net(), wanted).name == (f"{wanted.decay:g}" if hasattr(wanted, "decay") else f"{wanted.images}-images")
 
 
 @pytest.mark.parametrize(
