@@ -97,6 +97,21 @@ def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
     assert sum(parameter.numel() for parameter in meta_model("cifar10").parameters()) == 35_746_307
 
 
+def test_cifar10_improved_is_the_recipe_of_nichol_and_dhariwal() -> None:
+    """Their repository's flags and defaults for CIFAR-10 with L_hybrid, and the parameters that its layers add up to."""
+    settings = build(preset("cifar10-improved"))
+    assert (settings.train.steps, settings.train.batch_size, settings.train.lr) == (500_000, 128, 1e-4)
+    assert (settings.train.warmup, settings.train.grad_clip, settings.train.ema) == (0, 0.0, ("0.9999",))
+    assert (settings.model.dropout, settings.model.blocks, settings.model.heads) == (0.3, 3, 4)
+    assert (settings.model.attention, settings.model.scale_shift, settings.data.flip) == ((1, 2), True, False)
+    model = meta_model("cifar10-improved")
+    model.check_training()
+    assert model.schedule == Schedule.parse("cosine:timesteps=4000")
+    assert (model.variance.name, model.criterion.spec) == ("learned-range", "hybrid:weight=0.001")
+    assert model.objective == Objective.parse("eps:label_scale=0.25")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 52_546_438
+
+
 def test_the_documents_list_the_presets_in_order() -> None:
     table = TRAINING.split("## Presets")[1].split("##")[0]
     listed = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)]

@@ -40,10 +40,12 @@ STATEFUL = {
     "diffusion.times": "loss-second-moment:history=3",
     "diffusion.variance": "analytic:images=20",
     "diffusion.weighting": "min-snr",
-    "train.preview_every": 20,
+    "train.steps": 24,
+    "train.preview_every": 12,
+    "train.preview_images": 4,
     "sample.sampler": "ddpm:steps=3",
 }
-"""Times that follow past losses (every history is full before step 13) and a variance that is estimated after the last
+"""Times that follow past losses (every history is full before step 8) and a variance that is estimated after the last
 step; previews draw with it, and before with another."""
 
 
@@ -73,14 +75,13 @@ def last_step(run: Path) -> int:
         (BUSY, {}),
         (BUSY, {"data.workers": 2}),
         ({**BUSY, "runtime.precision": "bf16", "data.workers": 2}, {}),
-        (STATEFUL, {}),
         (
             {"train.steps": 40, "train.log_every": 5, "train.checkpoint_every": 1000, "train.ema": (), "train.lr_schedule": "cosine",
              "train.optimizer": "adamw", "train.weight_decay": 0.1, "model.conditioning": "none"},
             {},
         ),
     ],
-    ids=["busy", "other-workers", "bf16-workers", "stateful", "cosine-unconditional"],
+    ids=["busy", "other-workers", "bf16-workers", "cosine-unconditional"],
 )  # fmt: skip
 def test_forty_steps_are_thirteen_and_twenty_seven(zygote, words, lines, tmp_path, changes, after):
     straight = zygote.run("train", "digits", *words(changes), "--run-dir=straight", cwd=tmp_path)
@@ -91,6 +92,26 @@ def test_forty_steps_are_thirteen_and_twenty_seven(zygote, words, lines, tmp_pat
     assert final(tmp_path / "parts") == final(tmp_path / "straight")
     assert lines(tmp_path / "parts") == lines(tmp_path / "straight")
     assert events(tmp_path / "parts") == ["started", "saved", "stopped", "resumed", "saved", "finished"]
+
+
+def test_what_is_learnt_beside_the_weights_survives_a_kill_and_a_stop(zygote, words, wait_for, lines, tmp_path):
+    given = ("train", "digits", *words({**STATEFUL, "train.checkpoint_every": 4, "train.log_every": 1}))
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    assert zygote.run(*given, f"--run-dir={straight}", cwd=tmp_path).wait() == 0
+    killed = zygote.start(*given, f"--run-dir={parts}", cwd=tmp_path, step_s=0.1)
+    wait_for(lambda: last_step(parts) >= 8)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert zygote.run(*given, f"--run-dir={parts}", cwd=tmp_path, stop_at=3).wait() == 0
+    stood = load_file(checkpoint.listing(parts / "checkpoints")[0] / "model.safetensors")
+    assert bool((stood["history.counts"] >= 3).all()) and bool(stood["eps_square"].isnan().all())
+    assert zygote.run(*given, f"--run-dir={parts}", cwd=tmp_path).wait() == 0
+    assert final(parts) == final(straight)
+    assert lines(parts) == lines(straight)
+    assert {p.name for p in (parts / "samples").iterdir()} == {p.name for p in (straight / "samples").iterdir()}
+    assert bool(
+        (load_file(checkpoint.listing(parts / "checkpoints")[0] / "ema-0.9.safetensors")["eps_square"] > 0).all()
+    )
 
 
 def test_what_two_processes_learn_from_losses_and_data_is_what_one_does(zygote, words, lines, tmp_path):
