@@ -90,7 +90,8 @@ class Analytic(Variance):
     prediction (Bao et al. 2022, Analytic-DPM, theorem 1 and its Monte Carlo estimate).
 
     The mean square is estimated for each timestep from so many `images` of the training set, after the last step. Var(x0 | x_t)
-    is kept to [0, 1], the range for pixels in [-1, 1], as in their code. In the step to the clean image it is the whole variance.
+    is kept to [0, 1], the range for pixels in [-1, 1], as in their code. In the step to the clean image it is the whole variance,
+    or the floor where that is more.
     """
 
     estimated = True
@@ -107,7 +108,6 @@ class Analytic(Variance):
         low = t.floor().long()
         eps_square = torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], t - low)
         of_x0 = (level.sigma / level.alpha) ** 2 * (1.0 - eps_square.to(level.sigma.device))
-        beside_it = need_table(schedule, self.name).floor_variance * (
-            level.t < 1
-        )  # what that step has from `log_variance`
-        return replace(found, x0_variance=beside((of_x0.clamp(0.0, 1.0) - beside_it).clamp(min=0.0), found.x0))
+        # In the step to the clean image `log_variance` adds the floor: it is taken off here, so that the larger of the two stays.
+        floor = need_table(schedule, self.name).floor_variance * (level.t < 1)
+        return replace(found, x0_variance=beside((of_x0.clamp(0.0, 1.0) - floor).clamp(min=0.0), found.x0))
