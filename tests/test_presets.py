@@ -24,6 +24,7 @@ SHAPES = {  # images and classes that each preset is meant for
     "cifar10": ((3, 32, 32), 10),
     "cifar10-cond": ((3, 32, 32), 10),
     "cifar10-improved": ((3, 32, 32), 10),
+    "cifar10-edm": ((3, 32, 32), 10),
     "folder": ((3, 64, 64), 0),
 }
 MILLIONS = {
@@ -33,13 +34,14 @@ MILLIONS = {
     "cifar10": 35.7,
     "cifar10-cond": 35.8,
     "cifar10-improved": 52.5,
+    "cifar10-edm": 55.7,
 }
 
 
 def meta_model(name: str) -> GaussianDiffusion:
     settings = build(preset(name))
     with torch.device("meta"):
-        return build_diffusion(settings.model, settings.diffusion, *SHAPES[name])
+        return build_diffusion(settings.model, settings.diffusion, *SHAPES[name], augment=settings.data.augment)
 
 
 def test_every_preset_is_tested() -> None:
@@ -53,11 +55,11 @@ def test_a_preset_is_a_valid_recipe(name: str) -> None:
     assert flatten(preset(name)) == PRESETS[name].fields
     assert PRESETS[name].summary
     schedule = Schedule.parse(settings.diffusion.schedule)
-    assert isinstance(schedule, DiscreteSchedule)
+    assert isinstance(schedule, DiscreteSchedule) or name == "cifar10-edm"
     Objective.parse(settings.diffusion.objective)
     Thresholding.parse(settings.diffusion.thresholding)
     Dataset.parse(settings.data.dataset)
-    assert [parse_decay(text).decay for text in settings.train.ema]
+    assert [parse_decay(text).label for text in settings.train.ema]
     sampler = Sampler.parse(settings.sample.sampler)
     assert sampler.steps is not None and len(sampler.path(schedule)) == sampler.steps + 1
     assert settings.train.warmup < settings.train.steps
@@ -110,6 +112,16 @@ def test_cifar10_improved_is_the_recipe_of_nichol_and_dhariwal() -> None:
     assert (model.variance.name, model.criterion.spec) == ("learned-range", "hybrid:weight=0.001")
     assert model.objective == Objective.parse("eps:label_scale=0.25")
     assert sum(parameter.numel() for parameter in model.parameters()) == 52_546_438
+
+
+def test_cifar10_edm_is_the_recipe_of_karras_et_al() -> None:
+    """As its code has it: 200 million images, half-life and warm-up in images, and the parameters of its file."""
+    settings = build(preset("cifar10-edm"))
+    assert settings.train.steps * settings.train.batch_size == 200e6
+    assert settings.train.warmup == 10e6 // 512
+    assert settings.train.adam_eps * 3 * 32 * 32 == pytest.approx(1e-8)
+    assert sum(parameter.numel() for parameter in meta_model("cifar10-edm").parameters()) == 55_733_891
+    assert len(Sampler.parse(settings.sample.sampler).path(Schedule.parse("edm"))) == 19
 
 
 def test_the_documents_list_the_presets_in_order() -> None:

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import ddpm
-from ddpm import checkpoint, runs
+from ddpm import checkpoint, config, presets, runs
 from ddpm.config import RunConfig
 from ddpm.images import to_float
 from ddpm.randomness import Stream
 from ddpm.samplers import Sampler
-from ddpm.samplers.base import Unbounded
+from ddpm.samplers.thresholding import Unbounded
 
 EDM: dict[str, Any] = {
     "data.augment": "edm:probability=0.12",
@@ -24,6 +24,7 @@ EDM: dict[str, Any] = {
     "model.dropout": 0.13,
     "diffusion.schedule": "edm",
     "diffusion.objective": "edm:sigma_data=0.75",
+    "diffusion.times": "log-normal:mean=-0.5,std=1.2",
     "diffusion.thresholding": "none",
     "train.optimizer": "adam",
     "train.ema": ("half-life:images=1000",),
@@ -53,13 +54,33 @@ def test_samples_are_nearer_to_the_digits_than_noise(learnt: Path, digits: Any) 
     assert model.weights == "ema-1000-images"
     diffusion, stream = model.diffusion, Stream(0, torch.arange(64))
     labels = torch.arange(64) % 10
-    found = Sampler.parse("ddim:steps=12").sample(
+    found = Sampler.parse("heun:steps=8,grid=karras").sample(
         diffusion, stream.normal(1, 8, 8), labels, lambda i: stream.normal(1, 8, 8), Unbounded()
     )
     pixels = to_float(torch.tensor(digits.images))
     assert found.isfinite().all()
     assert float(found.mean()) == pytest.approx(float(pixels.mean()), abs=0.2)
     assert float(found.std()) == pytest.approx(float(pixels.std()), rel=0.3)
+
+
+def test_the_preset_trains_and_draws(tmp_path: Path) -> None:
+    """All but its sizes."""
+    small = {
+        "data.dataset": "shapes:num_images=30,size=16",
+        "model.channels": 8,
+        "model.channel_mults": (1, 2),
+        "model.blocks": 1,
+        "train.batch_size": 4,
+        "train.steps": 2,
+        "train.preview_images": 4,
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+    }
+    settings = config.build(config.merge(presets.preset("cifar10-edm"), config.nest(small)))
+    assert runs.train(settings, tmp_path / "run").step == 2
+    model = ddpm.load(tmp_path / "run")
+    assert model.weights == "ema-500000-images"
+    assert ddpm.sample(model, seeds=[5]).shape == (1, 3, 16, 16)
 
 
 def test_it_resumes_bit_for_bit(zygote: Any, words: Any, lines: Any, tmp_path: Path) -> None:
