@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddpm.objectives import Objective, Prediction
     from ddpm.presets import PRESETS, preset
     from ddpm.registry import register
-    from ddpm.runs import Evaluation, Model, editor, evaluate, load, train
+    from ddpm.runs import Evaluation, Model, editor, evaluate, likelihood, load, train
     from ddpm.runs import draw_images as sample
     from ddpm.samplers import Sampler
     from ddpm.schedules import Level, Schedule
@@ -47,6 +47,7 @@ _WHERE = {
     "UNet": "models",
     "editor": "runs",
     "evaluate": "runs",
+    "likelihood": "runs",
     "load": "runs",
     "load_dataset": "data",
     "preset": "presets",

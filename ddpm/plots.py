@@ -65,3 +65,31 @@ def fronts(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> None
             axes.legend(fontsize=8)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One line and its captions."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    logy: bool = False
+
+
+def graphs(path: Path, shown: Sequence[Graph]) -> None:
+    """Draw lines side by side, each with axes of its own, and write the picture whole or not at all; raises DataError."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(4.5 * len(shown), 4), dpi=120, layout="constrained")
+        for place, graph in enumerate(shown, 1):
+            axes = figure.add_subplot(1, len(shown), place, title=graph.title, xlabel=graph.xlabel, ylabel=graph.ylabel)
+            axes.set_yscale("log" if graph.logy else "linear")
+            axes.plot(graph.xs, graph.ys, marker="o" if len(graph.xs) <= 30 else None, markersize=4)
+            axes.grid(alpha=0.3)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})

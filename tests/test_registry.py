@@ -14,6 +14,9 @@ from ddpm import registry
 from ddpm.augmentation import Augmentation
 from ddpm.data import Dataset
 from ddpm.errors import ConfigError
+from ddpm.evaluation.bound import VariationalBound
+from ddpm.evaluation.flow import ProbabilityFlow
+from ddpm.evaluation.likelihood import Likelihood
 from ddpm.losses import Criterion
 from ddpm.objectives import Objective
 from ddpm.registry import Component, register
@@ -28,7 +31,7 @@ from ddpm.weightings import Weighting
 
 KINDS: list[type[Component]] = [
     Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay, Variance, Weighting, Times, Criterion,
-    Augmentation,
+    Augmentation, Likelihood,
 ]  # fmt: skip
 REGISTERED = [(kind, name) for kind in KINDS for name in kind.names()]
 
@@ -131,6 +134,7 @@ def test_the_kinds_hold_what_the_documents_name() -> None:
     assert {"constant", "warmup"} <= set(EMADecay.names())
     assert {"fixed-large", "fixed-small", "learned", "learned-range", "analytic"} <= set(Variance.names())
     assert {"simple", "vlb", "hybrid"} <= set(Criterion.names())
+    assert {VariationalBound.name, ProbabilityFlow.name} == {"vlb", "ode"} <= set(Likelihood.names())
     assert {"uniform", "snr", "truncated-snr", "min-snr", "soft-min-snr", "p2", "edm"} <= set(Weighting.names())
     assert {"uniform", "stratified", "logit-normal", "log-normal", "loss-second-moment"} <= set(Times.names())
 

@@ -1,5 +1,6 @@
-"""`ddpm evaluate`: how good a model or a set of images is, by `runs.evaluate`."""
+"""`ddpm evaluate`: how good a model or a set of images is, by `runs.evaluate` or `runs.likelihood`."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from ddpm.cli import flags
 from ddpm.cli.stats import add_extractor
+from ddpm.config import RunConfig
 from ddpm.errors import ConfigError
 
 EXAMPLES = (
@@ -14,6 +16,8 @@ EXAMPLES = (
     ("ddpm evaluate runs/cifar10 --num-images 50000 --metrics fd,is --processes 4", "FID as papers have it"),
     ("ddpm evaluate samples/ --reference photos/", "two folders of images"),
     ("ddpm evaluate samples.npz --reference cifar10.npz", "images against statistics of `ddpm stats`"),
+    ("ddpm evaluate runs/digits --likelihood", "bits per dimension of held-out images, by the variational bound"),
+    ("ddpm evaluate runs/digits --likelihood --estimator ode:repeats=4", "the same by the probability-flow ODE"),
 )
 
 
@@ -40,6 +44,24 @@ class EvaluateOptions:
     precision: str = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions:
+    """The arguments of `runs.likelihood`."""
+
+    source: str
+    estimators: tuple[str, ...] = ("vlb",)
+    num_images: int | None = None
+    split: str | None = None
+    reference: str | None = None
+    seed: int = 0
+    thresholding: str | None = None
+    ema: str | None = None
+    chunk: int | None = None
+    out: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
 def run(argv: Sequence[str]) -> int:
     """Evaluate; the numbers do not depend on how many processes there are."""
     options, processes = parse_evaluate(argv)
@@ -51,16 +73,48 @@ def run(argv: Sequence[str]) -> int:
     from ddpm.runs.loading import trusting
 
     with trusting() if parser().parse(argv).trust_code else nullcontext():
-        runs.evaluate(**vars(options))
+        verb = runs.likelihood if isinstance(options, LikelihoodOptions) else runs.evaluate
+        verb(**vars(options))
     return 0
 
 
-def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateOptions, int]:
+def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateOptions | LikelihoodOptions, int]:
     """The words after `ddpm evaluate` as options and a number of processes; raises ConfigError."""
     given = parser().parse(argv)
     settings = flags.build([], given.typed)
+    if given.likelihood:
+        return _likelihood(given, settings), given.processes
+    for flag in ("estimator", "split"):
+        if getattr(given, flag) is not None:
+            raise ConfigError(f"--{flag} is for --likelihood; add that, or leave it out.")
+    return _evaluate(given, settings), given.processes
+
+
+def _likelihood(given: Namespace, settings: RunConfig) -> LikelihoodOptions:
     typed = given.typed.values
-    options = EvaluateOptions(
+    unused = [f"--{name}" for name in ("metrics", "extractor", "weights", "splits") if getattr(given, name) is not None]
+    unused += [flag for field, flag in given.typed.spelling.items() if field in ("sample.sampler", "sample.guidance")]
+    if unused or not given.quantise:
+        raise ConfigError(f"{(unused or ['--no-quantise'])[0]} is not used by --likelihood; leave it out.")
+    return LikelihoodOptions(
+        source=given.source,
+        estimators=tuple(given.estimator or ("vlb",)),
+        num_images=given.num_images,
+        split=given.split,
+        reference=given.reference,
+        seed=settings.seed,
+        thresholding=settings.diffusion.thresholding if "diffusion.thresholding" in typed else None,
+        ema=given.ema,
+        chunk=settings.sample.chunk if "sample.chunk" in typed else None,
+        out=given.out,
+        device=settings.runtime.device,
+        precision=settings.runtime.precision,
+    )
+
+
+def _evaluate(given: Namespace, settings: RunConfig) -> EvaluateOptions:
+    typed = given.typed.values
+    return EvaluateOptions(
         source=given.source,
         reference=given.reference,
         num_images=given.num_images,
@@ -72,21 +126,21 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateOptions, int]:
         guidance=settings.sample.guidance if "sample.guidance" in typed else None,
         thresholding=settings.diffusion.thresholding if "diffusion.thresholding" in typed else None,
         ema=given.ema,
-        splits=given.splits,
+        splits=10 if given.splits is None else given.splits,
         quantise=given.quantise,
         chunk=settings.sample.chunk if "sample.chunk" in typed else None,
         out=given.out,
         device=settings.runtime.device,
         precision=settings.runtime.precision,
     )
-    return options, given.processes
 
 
 def parser() -> flags.Parser:
     """Flags of the verb."""
     about = (
         "Judge a model, or images, against a reference: Frechet and kernel distance, Inception Score, precision and recall, by class, "
-        "and whether training images were memorised. Each number comes with its interval and its protocol."
+        "and whether training images were memorised; or the likelihood of real images under a model. Each number comes with its interval "
+        "and its protocol."
     )
     made = flags.Parser("evaluate", "RUN|CHECKPOINT|FOLDER|NPZ [flags]", about, EXAMPLES)
     made.add_argument(
@@ -96,7 +150,9 @@ def parser() -> flags.Parser:
     )
     own, kept = made.own, "as the checkpoint has it"
     own.add_argument(
-        "--reference", metavar="DATASET|FOLDER|NPZ", help="what to compare with (default: the data of the run)"
+        "--reference",
+        metavar="DATASET|FOLDER|NPZ",
+        help="what to compare with, or to measure the likelihood of (default: the data of the run)",
     )
     own.add_argument(
         "--num-images",
@@ -106,6 +162,24 @@ def parser() -> flags.Parser:
     )
     own.add_argument(
         "--metrics", metavar="A,B,...", help="of fd,kid,is,pr,classes,memorisation (default: all that can be had)"
+    )
+    own.add_argument(
+        "--likelihood",
+        action="store_true",
+        help="bits per dimension of real images under the model instead, with the terms they are made of",
+    )
+    own.add_argument(
+        "--estimator",
+        action="append",
+        metavar="SPEC",
+        help="of likelihood: vlb (variational bound; vlb:timesteps=none takes every timestep), ode (probability-flow ODE; "
+        "ode:repeats=4 averages four noises); give the flag once for each (default: vlb)",
+    )
+    own.add_argument(
+        "--split",
+        choices=("train", "test", "all"),
+        metavar="train|test|all",
+        help="of likelihood: the part of the run's data (default: the part that was not trained on)",
     )
     add_extractor(made)
     flags.add_field(made, "seed", "--seed")
@@ -118,9 +192,7 @@ def parser() -> flags.Parser:
         metavar="NAME|none",
         help="which average of the weights; none: the weights themselves (default: the first)",
     )
-    own.add_argument(
-        "--splits", type=flags.whole(1), default=10, metavar="N", help="splits of the Inception Score (default: 10)"
-    )
+    own.add_argument("--splits", type=flags.whole(1), metavar="N", help="splits of the Inception Score (default: 10)")
     own.add_argument(
         "--no-quantise",
         dest="quantise",

@@ -5,6 +5,7 @@ from ddpm.runs.demonstration import demo
 from ddpm.runs.drawing import SampleResult, draw_images, sample
 from ddpm.runs.editing import editor
 from ddpm.runs.evaluating import Evaluation, evaluate, stats
+from ddpm.runs.likelihoods import likelihood
 from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.showing import contact_sheet, data_info, data_prepare, info
 from ddpm.runs.sweeping import Sweep, sweep
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "find_checkpoint",
     "info",
+    "likelihood",
     "load",
     "metrics",
     "sample",

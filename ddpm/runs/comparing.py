@@ -13,7 +13,7 @@ from ddpm.rundir import RunDir, read_jsonl
 from ddpm.runs.recording import interval, number
 
 _SHOWN = ("step", "images", "loss", "grad_norm", "lr", "images_per_s")
-_TABLED = ("fid", "fd", "kid", "is", "precision", "recall", "copies")
+_TABLED = ("fid", "fd", "kid", "is", "precision", "recall", "copies", "bpd")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def _protocol(line: dict[str, Any]) -> str:
     extractor, reference = line["extractor"], line["reference"]
     which = reference.get("fingerprint") or reference.get("sha256") or ""
     count = "statistics" if line["num_images"] is None else f"{line['num_images']:,} images"
-    weights = str(extractor.get("extractor_sha256", ""))[:8]
-    return f"{count} against {reference['name']} ({which[:8]}) by {extractor['extractor']} ({weights})"
+    weights = f" ({str(extractor['extractor_sha256'])[:8]})" if "extractor_sha256" in extractor else ""
+    return f"{count} against {reference['name']} ({which[:8]}) by {extractor['extractor']}{weights}"
 
 
 def _show(protocol: str, lines: Sequence[Line], say: Console) -> None:
@@ -109,7 +109,7 @@ def _show(protocol: str, lines: Sequence[Line], say: Console) -> None:
 
 def _how(line: dict[str, Any]) -> str:
     recipe = line.get("recipe")
-    if not recipe:
+    if not recipe or "sampler" not in recipe:
         return line["source"] if isinstance(line.get("source"), str) else ""
     guided = f", guidance {recipe['guidance']:g}" if recipe["guidance"] != 1.0 else ""
     return f"{_short(recipe['sampler'])}{guided}"

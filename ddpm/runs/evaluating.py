@@ -38,6 +38,9 @@ from ddpm.runs.loading import Model, load
 from ddpm.runs.recording import read_estimate, record_of, show
 from ddpm.runs.scoring import Drawing
 
+BY = "ddpm evaluate"
+"""Who wrote a line."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -249,7 +252,7 @@ class _Work:
         drawn, model = self.drawing, self.subject.model
         facts = dict(self.extractor.facts) if self.extractor is not None else {"extractor": self.extractor_name}
         return record_of(
-            by="ddpm evaluate",
+            by=BY,
             source=self.subject.source,
             step=None if model is None else model.step,
             recipe=None if drawn is None or model is None else drawn.recipe.written(model),
