@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddpm.config import DataConfig, RunConfig
     from ddpm.data import Dataset, ImageSet, load_dataset
     from ddpm.errors import CheckpointError, ConfigError, DataError, DDPMError, DivergedError, MissingDependencyError
+    from ddpm.guidance import Guidance
     from ddpm.models import GaussianDiffusion, UNet
     from ddpm.objectives import Objective, Prediction
     from ddpm.presets import PRESETS, preset
@@ -35,6 +36,7 @@ _WHERE = {
     "DivergedError": "errors",
     "Evaluation": "runs",
     "GaussianDiffusion": "models",
+    "Guidance": "guidance",
     "ImageSet": "data",
     "Level": "schedules",
     "MissingDependencyError": "errors",

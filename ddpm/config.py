@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from ddpm.errors import ConfigError
 
@@ -53,6 +53,19 @@ def _parse_specs(value: Any) -> Any:
     return (str(value),) if isinstance(value, float) else value
 
 
+def _parse_guidance(value: Any) -> float | str:
+    """A weight, also as text, is a number; anything else a spec."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        raise ValueError("write a number, or a spec such as cfg:weight=2,rescale=0.7") from None
+    if isinstance(value, bool) or not 0 <= number < math.inf:
+        raise ValueError("it must be a finite number of at least 0, or a spec such as cfg:weight=2,rescale=0.7")
+    return number
+
+
 Size = Annotated[
     tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]], BeforeValidator(_parse_size)
 ]
@@ -60,6 +73,7 @@ Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_p
 Mults = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), BeforeValidator(_parse_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 Specs = Annotated[tuple[str, ...], BeforeValidator(_parse_specs)]
+Guidance = Annotated[float | str, PlainValidator(_parse_guidance)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -252,8 +266,9 @@ class SampleConfig(Config):
         "ddim:steps=50",
         description="sampler spec: ddim:steps=50,eta=0, dpm++2m:steps=20, ddpm:steps=1000, ... (docs/sampling.md)",
     )
-    guidance: float = Field(
-        1.0, ge=0, description="weight of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional"
+    guidance: Guidance = Field(
+        1.0,
+        description="weight of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional; or a spec: cfg, autoguidance, classifier",
     )
     chunk: Positive = Field(
         16, description="images drawn together; part of the recipe, since another size changes float rounding"

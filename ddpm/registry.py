@@ -87,6 +87,8 @@ class Component(ABC):
                 raise ConfigError(
                     f"{cls.kind} {head!r} has no option {option!r}{nearest(option, known)}; its options: {given}."
                 )
+        if missing := [option for option in _required(found) if option not in options]:
+            raise ConfigError(f"{cls.kind} {head!r} needs {missing[0]}=...; its options: {', '.join(known)}.")
         return typing.cast(Self, found(**options))
 
 
@@ -189,6 +191,12 @@ def _options(cls: Any) -> dict[str, Any]:
     """Option name -> annotation, in the order of the fields."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _required(cls: Any) -> list[str]:
+    """Options without a default."""
+    nothing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.default is nothing and f.default_factory is nothing]
 
 
 @cache

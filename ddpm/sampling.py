@@ -1,9 +1,7 @@
 """Drawing images: image k is a function of the model, the sampler and seed k."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from ddpm.distributed import World
 from ddpm.errors import ConfigError
-from ddpm.guidance import ClassifierFree
+from ddpm.guidance import Drawable
 from ddpm.images import to_pixels, to_uint8
 from ddpm.models.diffusion import NO_LABEL, GaussianDiffusion, Predictor
 from ddpm.randomness import Stream, seed_array
@@ -32,6 +30,7 @@ class Drawn:
 
 
 OnChunk = Callable[[int, Tensor, Tensor], None]
+Wrap = Callable[[GaussianDiffusion], Drawable]
 
 
 def generate(
@@ -41,7 +40,7 @@ def generate(
     *,
     seeds: Sequence[int],
     labels: Sequence[int] = (),
-    guidance: float = 1.0,
+    guidance: Wrap = lambda model: model,
     chunk: int = 16,
     thresholding: Thresholding | None = None,
     world: World = World(),  # noqa: B008 - frozen
@@ -58,8 +57,9 @@ def generate(
         sampler: how to walk from noise to image.
         runtime: the machine.
         seeds: which images; non-negative.
-        labels: of a conditional model, by seed: image k has labels[k mod len]; empty: every class in turn. -1 is no label.
-        guidance: weight of classifier-free guidance; 1 is none.
+        labels: of a conditional model, or one that a classifier guides, by seed: image k has labels[k mod len]; empty:
+            every class in turn. -1 is no label.
+        guidance: makes the guided model, as `Guidance.wrap` does; default: the model as it is.
         chunk: images drawn together.
         thresholding: of the predicted x0, where the sampler names none; None: the model's own.
         world: the processes; each yields its own chunks.
@@ -69,12 +69,13 @@ def generate(
     Raises ConfigError: a seed that is no whole number from 0 to 2^62 - 1, a chunk below 1, a label out of range, labels or
     guidance that the model cannot take.
     """
-    check_request(model, labels, guidance)
+    guided = guidance(model)
+    classes = guided.num_classes
+    check_labels(model, labels, classes)
     check_chunk(chunk)
     sampler.path(model.schedule)
-    predictor: Predictor = ClassifierFree(model, guidance) if model.num_classes and guidance != 1.0 else model
     rule = thresholding or Thresholding.parse(model.thresholding)
-    cycle = torch.tensor(list(labels) or list(range(model.num_classes)) or [NO_LABEL])
+    cycle = torch.tensor(list(labels) or list(range(classes)) or [NO_LABEL])
     wanted = np.unique(seed_array(seeds))
     starts = [int(start) for start in np.unique(wanted // chunk) * chunk if start // chunk % world.size == world.rank]
 
@@ -82,11 +83,11 @@ def generate(
         for start in starts:
             whole = torch.arange(start, start + chunk)
             of_seed = cycle[whole % len(cycle)]
-            x = draw(model, predictor, sampler, runtime, whole, of_seed if model.num_classes else None, rule, on_step)
+            x = draw(model, guided, sampler, runtime, whole, of_seed if classes else None, rule, on_step)
             kept = np.isin(
                 whole.numpy(), wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + chunk)]
             )
-            drawn_labels = of_seed.numpy()[kept] if model.num_classes else None
+            drawn_labels = of_seed.numpy()[kept] if classes else None
             unrounded = to_pixels(x).cpu().numpy()[kept] if pixels else None
             yield Drawn(whole.numpy()[kept], drawn_labels, to_uint8(x).cpu().numpy()[kept], unrounded)
 
@@ -124,21 +125,13 @@ def check_chunk(chunk: Any) -> None:
         raise ConfigError(f"--chunk={chunk} is wrong: it must be a whole number of at least 1.")
 
 
-def check_request(model: GaussianDiffusion, labels: Sequence[int], guidance: float) -> None:
-    """Raise ConfigError for labels or guidance that the model cannot take."""
-    if not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
-        raise ConfigError(f"--guidance={guidance} is wrong: it must be a finite number of at least 0.")
-    if labels and not model.num_classes:
+def check_labels(model: GaussianDiffusion, labels: Sequence[int], num_classes: int) -> None:
+    """Raise ConfigError for labels that the model, guided to draw so many classes, cannot take."""
+    if labels and not num_classes:
         raise ConfigError("--labels: this model was trained without classes; leave --labels out.")
-    if wrong := [label for label in labels if not NO_LABEL <= label < model.num_classes]:
+    if wrong := [label for label in labels if not NO_LABEL <= label < num_classes]:
+        raise ConfigError(f"--labels: {wrong[0]} is no class of this model; its classes are 0 to {num_classes - 1}.")
+    if model.num_classes and not model.label_drop and NO_LABEL in labels:
         raise ConfigError(
-            f"--labels: {wrong[0]} is no class of this model; its classes are 0 to {model.num_classes - 1}."
-        )
-    if not model.num_classes and guidance != 1.0:
-        raise ConfigError(
-            f"--guidance={guidance:g}: this model was trained without classes, so there is nothing to guide by."
-        )
-    if model.num_classes and not model.label_drop and (guidance != 1.0 or NO_LABEL in labels):
-        raise ConfigError(
-            "--guidance: this model was trained with --diffusion.label-drop=0, so it cannot draw without a label."
+            "--labels: this model was trained with --diffusion.label-drop=0, so it cannot draw without a label."
         )

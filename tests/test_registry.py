@@ -17,6 +17,7 @@ from ddpm.errors import ConfigError
 from ddpm.evaluation.bound import VariationalBound
 from ddpm.evaluation.flow import ProbabilityFlow
 from ddpm.evaluation.likelihood import Likelihood
+from ddpm.guidance import Guidance
 from ddpm.losses import Criterion
 from ddpm.objectives import Objective
 from ddpm.registry import Component, register
@@ -31,8 +32,10 @@ from ddpm.weightings import Weighting
 
 KINDS: list[type[Component]] = [
     Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay, Variance, Weighting, Times, Criterion,
-    Augmentation, Likelihood,
+    Augmentation, Likelihood, Guidance,
 ]  # fmt: skip
+NEEDED = {"autoguidance": ":model=runs/a", "classifier": ":model=a.safetensors"}
+"""Options without a default."""
 REGISTERED = [(kind, name) for kind in KINDS for name in kind.names()]
 
 OUTSIDE = '''
@@ -112,7 +115,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize(("kind", "name"), REGISTERED, ids=[f"{kind.kind}-{name}" for kind, name in REGISTERED])
 def test_every_component_builds_prints_and_parses_back(kind: type[Component], name: str) -> None:
-    built = kind.parse(name)
+    built = kind.parse(name + NEEDED.get(name, ""))
     assert type(built).__doc__
     assert built.name == name
     assert built.spec == str(built)
@@ -137,6 +140,7 @@ def test_the_kinds_hold_what_the_documents_name() -> None:
     assert {VariationalBound.name, ProbabilityFlow.name} == {"vlb", "ode"} <= set(Likelihood.names())
     assert {"uniform", "snr", "truncated-snr", "min-snr", "soft-min-snr", "p2", "edm"} <= set(Weighting.names())
     assert {"uniform", "stratified", "logit-normal", "log-normal", "loss-second-moment"} <= set(Times.names())
+    assert {"cfg", "autoguidance", "classifier"} <= set(Guidance.names())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm.cli import flags
+from ddpm.cli.sample import GUIDANCE
 from ddpm.cli.stats import add_extractor
 from ddpm.config import RunConfig
 from ddpm.errors import ConfigError
@@ -33,7 +34,7 @@ class EvaluateOptions:
     weights: Path | None = None
     seed: int = 0
     sampler: str | None = None
-    guidance: float | None = None
+    guidance: float | str | None = None
     thresholding: str | None = None
     ema: str | None = None
     splits: int = 10
@@ -142,7 +143,7 @@ def parser() -> flags.Parser:
         "and whether training images were memorised; or the likelihood of real images under a model. Each number comes with its interval "
         "and its protocol."
     )
-    made = flags.Parser("evaluate", "RUN|CHECKPOINT|FOLDER|NPZ [flags]", about, EXAMPLES)
+    made = flags.Parser("evaluate", "RUN|CHECKPOINT|FOLDER|NPZ [flags]", about, EXAMPLES, GUIDANCE)
     made.add_argument(
         "source",
         metavar="SOURCE",

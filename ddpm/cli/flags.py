@@ -25,7 +25,7 @@ from ddpm.registry import nearest
 
 _SWITCH_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 _SPECS = typing.get_args(config.Specs)[1]
-_LETTERS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+_LETTERS = {int: "N", float: "X", Path: "PATH", str: "TEXT", float | str: "X|SPEC"}
 _COMPLAINTS = (
     (r"^argument (?:-\w/)?(\S+): ", r"\1: "),
     (r"^(\S+): expected one argument$", r"\1 needs a value"),

@@ -13,6 +13,16 @@ EXAMPLES = (
     ("ddpm sample runs/digits --labels 3,7 --guidance 2", "threes and sevens in turn"),
     ("ddpm sample runs/cifar10 --num-images 50000 --npz --no-png --processes 4", "one file for evaluation"),
 )
+GUIDANCE = flags.table(
+    "guidance",
+    (
+        ("2", "classifier-free, of weight 2; 1 is none, 0 leaves out the label"),
+        ("cfg:weight=2,rescale=0.7", "the same, with the contrast of the unguided image"),
+        ("cfg:weight=2,low=0.2,high=5", "only where the noise level sigma / alpha is above low, at most high"),
+        ("autoguidance:model=RUN", "away from a worse model, such as an earlier checkpoint; weight=2"),
+        ("classifier:model=FILE", "towards a class of `ddpm features train DATASET --noisy`; weight=1"),
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +33,7 @@ class SampleOptions:
     num_images: int = 64
     seed: int = 0
     labels: list[str] | None = None
-    guidance: float | None = None
+    guidance: float | str | None = None
     sampler: str | None = None
     thresholding: str | None = None
     ema: str | None = None
@@ -79,7 +89,11 @@ def parse_sample(argv: Sequence[str]) -> tuple[SampleOptions, int]:
 def parser() -> flags.Parser:
     """Flags of the verb."""
     made = flags.Parser(
-        "sample", "SOURCE [flags]", "Draw images. Image k depends on the model, the sampler and seed k alone.", EXAMPLES
+        "sample",
+        "SOURCE [flags]",
+        "Draw images. Image k depends on the model, the sampler and seed k alone.",
+        EXAMPLES,
+        GUIDANCE,
     )
     made.add_argument("source", metavar="SOURCE", help="a run folder or a checkpoint")
     own, kept = made.own, "as the checkpoint has it"

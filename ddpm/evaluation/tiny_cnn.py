@@ -7,7 +7,7 @@ A noisy one also takes the noise level, and is trained on noisy images: the clas
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -156,12 +156,27 @@ def shifted(images: Tensor, stream: Stream, most: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier and what its file says of it."""
+    """A trained classifier and what its file says of it: a `ddpm.guidance.NoisyClassifier`, where its network is noisy."""
 
     network: TinyCNN
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     facts: Mapping[str, str]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels it knows."""
+        return len(self.classes)
+
+    def noisy_logits(self, x_t: Tensor, level: Level) -> Tensor:
+        """As `TinyCNN.noisy_logits`, for levels of any schedule: by log-SNR, those that it never saw as the nearest it did.
+
+        Raises ConfigError: images of another size, or a network that was not trained on noise.
+        """
+        if x_t.shape[1:] != self.shape:
+            raise ConfigError(f"it was trained on images of {'x'.join(map(str, self.shape))}.")
+        low, high = json.loads(self.facts.get("log_snr", f"[{-_CLEAN}, {_CLEAN}]"))
+        return self.network.noisy_logits(x_t, replace(level, log_snr=level.log_snr.clamp(low, high)))
 
 
 def save_classifier(

@@ -9,6 +9,7 @@ from ddpm import plots
 from ddpm.console import Console, human_count
 from ddpm.errors import DataError
 from ddpm.evaluation.published import Published, published
+from ddpm.guidance import shown
 from ddpm.rundir import RunDir, read_jsonl
 from ddpm.runs.recording import interval, number
 
@@ -111,7 +112,7 @@ def _how(line: dict[str, Any]) -> str:
     recipe = line.get("recipe")
     if not recipe or "sampler" not in recipe:
         return line["source"] if isinstance(line.get("source"), str) else ""
-    guided = f", guidance {recipe['guidance']:g}" if recipe["guidance"] != 1.0 else ""
+    guided = f", guidance {shown(recipe['guidance'])}" if recipe["guidance"] != 1.0 else ""
     return f"{_short(recipe['sampler'])}{guided}"
 
 

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from ddpm import config, console, distributed, files, images, randomness, runtime, sampling
 from ddpm.distributed import World
 from ddpm.errors import ConfigError, DataError
+from ddpm.guidance import Guidance
 from ddpm.models import NO_LABEL, GaussianDiffusion
 from ddpm.runs import folders
+from ddpm.runs.guiding import Guide
 from ddpm.runs.loading import Model, load
 from ddpm.runs.trajectory import Trajectory
 from ddpm.samplers import Sampler, Thresholding
@@ -49,7 +51,7 @@ def sample(
     num_images: int = 64,
     seed: int = 0,
     labels: Labels | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     sampler: str | None = None,
     thresholding: str | None = None,
     ema: str | None = None,
@@ -106,7 +108,7 @@ class Recipe:
     """All that decides an image beside its seed."""
 
     sampler: Sampler
-    guidance: float
+    guidance: Guide
     labels: tuple[int, ...]
     chunk: int
     thresholding: Thresholding
@@ -119,7 +121,7 @@ class Recipe:
         model: Model,
         machine: runtime.Runtime,
         sampler: str | Sampler | None,
-        guidance: float | None,
+        guidance: float | str | Guidance | None,
         thresholding: str | None,
         chunk: int | None,
         labels: Labels | None,
@@ -128,13 +130,14 @@ class Recipe:
         advice, held = model.config.sample, model.recommended or {}
         chunk = advice.chunk if chunk is None else chunk
         sampling.check_chunk(chunk)
-        numbers = class_indices(labels, model.classes)
         if guidance is None:
             guidance = advice.guidance if sampler else held.get("guidance", advice.guidance)
-        sampling.check_request(model.diffusion, numbers, guidance)
+        guide = Guide.open(guidance, model.diffusion, model.classes, machine)
+        numbers = class_indices(labels, guide.classes or model.classes)
+        sampling.check_labels(model.diffusion, numbers, len(guide.classes))
         return cls(
             Sampler.parse(sampler or held.get("sampler") or advice.sampler),
-            float(guidance),
+            guide,
             numbers,
             int(chunk),
             Thresholding.parse(model.diffusion.thresholding if thresholding in (None, "model") else thresholding),
@@ -150,7 +153,7 @@ class Recipe:
             "step": model.step,
             "sampler": self.sampler.spec,
             "thresholding": self.thresholding.spec,
-            "guidance": self.guidance,
+            **self.guidance.written,
             "labels": list(self.labels),
             "chunk": self.chunk,
             "precision": self.precision,
@@ -245,17 +248,18 @@ def _draw_all(
                 if recorder is not None:
                     recorder.close(target, suffix)
                 bar.advance(len(part.seeds) * world.size)
-        cycle = np.array(recipe.labels or range(model.diffusion.num_classes) or [0])
+        classes = recipe.guidance.classes
+        cycle = np.array(recipe.labels or range(len(classes)) or [0])
         labels = cycle[np.asarray(seeds) % len(cycle)]
         pool.sync()
         if world.is_main:
             columns = len(cycle) if 1 < len(cycle) <= 20 else None
             with files.Lock(target / folders.LOCK, wait=True):
-                if model.diffusion.num_classes:
-                    _write_table(target, seeds, labels, model.classes)
+                if classes:
+                    _write_table(target, seeds, labels, classes)
                 images.save_png(target / f"grid{suffix}.png", images.grid(np.asarray(pool.array[:SHOWN]), columns))
                 if npz:
-                    of_image = {"arr_1": labels} if model.diffusion.num_classes else {}
+                    of_image = {"arr_1": labels} if classes else {}
                     _write_npz(target / f"samples{suffix}.npz", pool.array, {**of_image, "seeds": np.asarray(seeds)})
 
 
@@ -365,7 +369,7 @@ def draw_images(
     *,
     labels: Labels = (),
     sampler: str | Sampler | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     chunk: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -377,10 +381,11 @@ def draw_images(
         seeds: which images; whole numbers from 0 to 2^62 - 1, at least one.
         labels: classes, in turn by seed (image k has labels[k mod len]), integers by number and texts as `class_index`
             reads them; -1 is no label; empty: every class in turn.
-        sampler, guidance, chunk: what is not given is as the model's run recommends.
+        sampler, guidance, chunk: what is not given is as the model's run recommends. Guidance is the weight of
+            classifier-free guidance, a spec, or a component of `ddpm.guidance`.
         device, precision: the machine.
 
-    Raises ConfigError, CheckpointError.
+    Raises ConfigError, CheckpointError, DataError.
     """
     wanted = randomness.seed_array(seeds).tolist()
     if not wanted:

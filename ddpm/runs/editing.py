@@ -20,7 +20,7 @@ from ddpm.console import Console, human_duration
 from ddpm.distributed import World
 from ddpm.editing import Blend, Editor, estimate_sigma, level_of_noise, psnr, resampled, usual_jump
 from ddpm.errors import ConfigError
-from ddpm.guidance import ClassifierFree
+from ddpm.guidance import Guidance, shown
 from ddpm.models import NO_LABEL
 from ddpm.runs import folders
 from ddpm.runs.drawing import Labels, Recipe, machine_of, seeds_from
@@ -41,7 +41,7 @@ class Common:
 
     source: str | Path
     labels: Labels | None = None
-    guidance: float | None = None
+    guidance: float | str | Guidance | None = None
     sampler: str | None = None
     thresholding: str | None = None
     ema: str | None = None
@@ -70,7 +70,7 @@ def editor(
     model: Model | str | Path,
     *,
     labels: Labels | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     sampler: str | Sampler | None = None,
     thresholding: str | None = None,
     chunk: int | None = None,
@@ -311,16 +311,20 @@ def _open(model: Model, common: Common, sampler: str | Sampler | None) -> tuple[
     """The editor of a model, placed on the machine, and its recipe; raises ConfigError."""
     machine = machine_of(common.device, common.precision, World())
     labels = ([NO_LABEL] if model.diffusion.num_classes else []) if common.labels is None else common.labels
-    guidance = 1.0 if common.labels is None and common.guidance is None else common.guidance
-    if common.labels is None and guidance != 1.0:
-        raise ConfigError(f"--guidance={guidance:g} needs --labels: without a class there is nothing to guide to.")
+    guidance = common.guidance
+    if common.labels is None:
+        guidance = Guidance.parse(1.0 if guidance is None else guidance)
+        if guidance.by_label:
+            raise ConfigError(
+                f"--guidance={shown(guidance.written)} needs --labels: without a class there is nothing to guide to."
+            )
     chunk = (1 if machine.device.type == "cpu" else 16) if common.chunk is None else common.chunk
     recipe = Recipe.of(model, machine, sampler, guidance, common.thresholding, chunk, labels)
     diffusion = model.diffusion
     recipe.sampler.path(diffusion.schedule)
     machine.place(diffusion)
     made = Editor(
-        predictor=diffusion if recipe.guidance == 1.0 else ClassifierFree(diffusion, recipe.guidance),
+        predictor=recipe.guidance(diffusion),
         sampler=recipe.sampler,
         shape=diffusion.shape,
         machine=machine,

@@ -31,6 +31,7 @@ from ddpm.evaluation.references import (
 from ddpm.evaluation.sides import Side, cached_side, digest, extractor_key, side, statistics_of
 from ddpm.evaluation.statistics import ReferenceStatistics, check_comparable, load_npz, save_npz
 from ddpm.evaluation.store import feature_arrays
+from ddpm.guidance import Guidance
 from ddpm.randomness import permutation
 from ddpm.rundir import RunDir
 from ddpm.runs.drawing import Recipe
@@ -70,11 +71,6 @@ class Subject:
         """(channels, height, width), where it is known."""
         return self.model.diffusion.shape if self.model else self.images.shape if self.images else None
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels that its images have; () without labels."""
-        return self.model.classes if self.model else self.images.classes if self.images else ()
-
 
 def evaluate(
     source: str | Path,
@@ -86,7 +82,7 @@ def evaluate(
     weights: Path | None = None,
     seed: int = 0,
     sampler: str | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     thresholding: str | None = None,
     ema: str | None = None,
     splits: int = 10,
@@ -130,9 +126,7 @@ def evaluate(
         if subject.model is not None:
             recipe = Recipe.of(subject.model, machine, sampler, guidance, thresholding, chunk, None)
             count = num_images or subject.model.config.evaluate.num_images
-            drawing = Drawing(
-                subject.model.diffusion, subject.model.classes, recipe, range(seed, seed + count), quantise
-            )
+            drawing = Drawing(subject.model.diffusion, recipe, range(seed, seed + count), quantise)
             drawing.check()
         jsonl, home = places(subject, out)
         work = _Work(subject, drawing, against, opened, splits, home, world, say)
@@ -178,6 +172,12 @@ class _Work:
         return f"{head}-{digest(facts)}"
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels that the images have; () without labels."""
+        images = self.subject.images
+        return self.drawing.classes if self.drawing else images.classes if images else ()
+
+    @property
     def count(self) -> int | None:
         """Images that are judged; None for statistics."""
         return len(self.drawing.seeds) if self.drawing else len(self.subject.images) if self.subject.images else None
@@ -203,7 +203,7 @@ class _Work:
             has_logits=has_logits,
             splits=self.splits,
             same_shape=theirs is not None and shape == theirs.shape,
-            classes=protocol.comparable_classes(self.subject.classes, theirs),
+            classes=protocol.comparable_classes(self.classes, theirs),
         )
         return protocol.choose(metrics, facts)
 

@@ -208,6 +208,7 @@ def _finish(
     }
     if module.schedule is not None:
         facts["schedule"] = module.schedule.spec
+        facts["log_snr"] = _log_snrs(module.schedule)
         facts["noisy_accuracy"] = _noisy_accuracy(module, images, labels)
     tiny_cnn.save_classifier(out, network, train.shape, train.classes, facts)
     rows = [
@@ -216,8 +217,8 @@ def _finish(
     ]
     rows += [(f"... with noise, t = {t}", f"{share:.2%}") for t, share in facts.get("noisy_accuracy", {}).items()]
     say.table(f"{settings.model.network} for {train.name}", ("what", "value"), [*rows, ("weights", str(out))])
-    if module.schedule is None:
-        say.info(f"to evaluate with it: --extractor tiny-cnn:weights={out}")
+    use = f"evaluate with it: --extractor tiny-cnn:weights={out}"
+    say.info(f"to {use}" if module.schedule is None else f"to guide by it: --guidance classifier:model={out}")
     return FeaturesResult(out, right, step, stopped=False)
 
 
@@ -227,6 +228,11 @@ def _noisy_accuracy(module: ClassifierLoss, images: torch.Tensor, labels: torch.
     device = next(module.parameters()).device
     levels = {f"{t:g}": module.schedule.at(torch.tensor(t, device=device)) for t in times}
     return {t: tiny_cnn.accuracy(module.network, images, labels, level) for t, level in levels.items()}
+
+
+def _log_snrs(schedule: Schedule) -> list[float]:
+    """The lowest and the highest log-SNR of the levels that it was trained on."""
+    return [float(schedule.at(torch.tensor(t, dtype=torch.float64)).log_snr) for t in (schedule.first, schedule.last)]
 
 
 def _command(settings: RunConfig) -> str:

@@ -94,7 +94,7 @@ def _recommendation(path: Path, trusted: bool) -> dict[str, Any] | None:
         raise CheckpointError(f"{place}: cannot be read as a JSON object; remove it, or write it anew by `ddpm sweep`.")
     if not isinstance(held.get("sampler"), str):
         raise CheckpointError(f"{place}: has no 'sampler'; remove it, or write it anew by `ddpm sweep`.")
-    if not trusted and (named := outside_code(held["sampler"])):
+    if not trusted and (named := outside_code(held["sampler"]) + outside_code(str(held.get("guidance")))):
         raise ConfigError(f"{place} names code from outside ddpm, {named[0]}; if you trust it, pass --trust-code.")
     return held
 
@@ -103,7 +103,7 @@ def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
     """Raise ConfigError where building from the config would import code that does not belong to the package."""
     network, diffusion = settings.model.network, settings.diffusion
     specs = [value for value in diffusion.model_dump().values() if isinstance(value, str)] + [settings.sample.sampler]
-    specs += [settings.data.dataset, settings.data.augment, *settings.train.ema]
+    specs += [str(settings.sample.guidance), settings.data.dataset, settings.data.augment, *settings.train.ema]
     named = [network] if ":" in network else []
     named += [name for spec in specs for name in outside_code(spec)]
     if named:

@@ -28,6 +28,7 @@ from ddpm.evaluation.store import Store, feature_arrays
 from ddpm.models import GaussianDiffusion
 from ddpm.rundir import RunDir
 from ddpm.runs.drawing import Recipe
+from ddpm.runs.guiding import Guide
 from ddpm.runs.recording import record_of
 from ddpm.samplers import Sampler, Thresholding
 from ddpm.training.hooks import Checkpoints
@@ -40,17 +41,21 @@ METRICS = ("fd", "kid", "is")
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """Images to be drawn: by which model, of which classes, how, which seeds."""
+    """Images to be drawn: by which model, how, which seeds."""
 
     diffusion: GaussianDiffusion
-    classes: tuple[str, ...]
     recipe: Recipe
     seeds: range
     quantise: bool = True
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels that the images have; () without."""
+        return self.recipe.guidance.classes
+
     def check(self) -> None:
         """Raise ConfigError for what the model cannot draw."""
-        sampling.check_request(self.diffusion, self.recipe.labels, self.recipe.guidance)
+        sampling.check_labels(self.diffusion, self.recipe.labels, len(self.classes))
         self.recipe.sampler.path(self.diffusion.schedule)
         if self.seeds.stop > randomness.SEEDS_END - self.recipe.chunk:
             raise ConfigError(f"--seed={self.seeds.start}: seeds end at 2^62; choose a lower one.")
@@ -78,8 +83,8 @@ class Drawing:
                         store.write(part.seeds - self.seeds.start, images=part.images, labels=labels, **unrounded)
                         bar.advance(len(part.seeds) * world.size)
             store.sync()
-            labels = np.array(store.read("labels")) if model.num_classes else None
-            drawn = ImageSet(str(folder), store.read("images"), labels, self.classes if model.num_classes else ())
+            labels = np.array(store.read("labels")) if self.classes else None
+            drawn = ImageSet(str(folder), store.read("images"), labels, self.classes)
             return drawn, None if self.quantise else store.read("pixels")
 
     def _parts(self, seeds: Any, machine: runtime.Runtime, world: World) -> Any:
@@ -157,9 +162,17 @@ class Scoring:
     """
 
     def __init__(
-        self, judge: Judge, settings: RunConfig, run: RunDir, sinks: SinkGroup, saver: Checkpoints, step: int
+        self,
+        judge: Judge,
+        settings: RunConfig,
+        guide: Guide,
+        run: RunDir,
+        sinks: SinkGroup,
+        saver: Checkpoints,
+        step: int,
     ) -> None:
-        self.judge, self.settings, self.run, self.sinks, self.saver = judge, settings, run, sinks, saver
+        self.judge, self.settings, self.guide = judge, settings, guide
+        self.run, self.sinks, self.saver = run, sinks, saver
         self._model: GaussianDiffusion | None = None
         _drop_after(run.evaluations, step)
         if (best := self._best(step=-1)) is not None:
@@ -209,14 +222,14 @@ class Scoring:
         sample, machine = self.settings.sample, trainer.runtime
         recipe = Recipe(
             Sampler.parse(sample.sampler),
-            sample.guidance,
+            self.guide,
             (),
             sample.chunk,
             Thresholding.parse(self._model.thresholding),
             machine.precision,
             machine.device.type,
         )
-        return Drawing(self._model, self.judge.data.classes, recipe, range(self.judge.settings.num_images))
+        return Drawing(self._model, recipe, range(self.judge.settings.num_images))
 
     def _recipe(self, trainer: Trainer, recipe: Recipe) -> dict[str, Any]:
         """As `Recipe.written` has it of the checkpoint of this step; the checksum is that of the file it would be."""
@@ -227,7 +240,7 @@ class Scoring:
             "step": trainer.step,
             "sampler": recipe.sampler.spec,
             "thresholding": recipe.thresholding.spec,
-            "guidance": recipe.guidance,
+            **recipe.guidance.written,
             "labels": [],
             "chunk": recipe.chunk,
             "precision": recipe.precision,

@@ -23,9 +23,11 @@ from ddpm.evaluation.features import Features
 from ddpm.evaluation.metrics import Estimate
 from ddpm.evaluation.sides import cached_side, extractor_key, side, statistics_of
 from ddpm.evaluation.statistics import ReferenceStatistics, check_comparable
+from ddpm.guidance import Guidance
 from ddpm.rundir import RunDir
 from ddpm.runs.drawing import Recipe
 from ddpm.runs.evaluating import Subject, check_writable, drawn_folder, expected, open_extractor, places, reference_of
+from ddpm.runs.guiding import absolute
 from ddpm.runs.loading import Model, load
 from ddpm.runs.recording import interval, number, written
 from ddpm.runs.scoring import Drawing
@@ -54,7 +56,7 @@ def sweep(
     extractor: str | None = None,
     weights: Path | None = None,
     seed: int = 0,
-    guidance: Any = None,
+    guidance: float | str | Guidance | None = None,
     thresholding: str | None = None,
     ema: str | None = None,
     chunk: int | None = None,
@@ -149,8 +151,7 @@ class _Bench:
     def cells(self, planned: Sequence[tuple[str, Sampler]], statistics: ReferenceStatistics, rounds: int) -> list[Cell]:
         """Draw, judge and time every sampler; processes other than the main one get distances of 0."""
         drawings = [
-            Drawing(self.model.diffusion, self.model.classes, replace(self.recipe, sampler=sampler), self.seeds)
-            for _, sampler in planned
+            Drawing(self.model.diffusion, replace(self.recipe, sampler=sampler), self.seeds) for _, sampler in planned
         ]
         for drawing in drawings:
             drawing.check()
@@ -206,20 +207,21 @@ class _Bench:
 
     def _evaluations(self, drawing: Drawing) -> float:
         """Network evaluations of an image, counted while one chunk is drawn."""
-        with _counted(drawing.diffusion.network) as rows:
+        with _counted([drawing.diffusion.network, *drawing.recipe.guidance.networks]) as rows:
             self._one_chunk(drawing)()
         return sum(rows) / drawing.recipe.chunk
 
 
 @contextmanager
-def _counted(network: torch.nn.Module) -> Iterator[list[int]]:
+def _counted(networks: Sequence[torch.nn.Module]) -> Iterator[list[int]]:
     """The batch size of every forward pass within."""
     rows: list[int] = []
-    handle = network.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    handles = [each.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))) for each in networks]
     try:
         yield rows
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _checksum(drawn: ImageSet) -> str:
@@ -327,7 +329,7 @@ def _recommendation(cell: Cell, bench: _Bench, metric: str) -> dict[str, Any]:
     recipe = bench.recipe.written(bench.model)
     return {
         "sampler": cell.sampler,
-        "guidance": recipe["guidance"],
+        "guidance": absolute(bench.recipe.guidance.guidance).written,
         "thresholding": recipe["thresholding"],
         "evaluations": cell.evaluations,
         "metric": metric,

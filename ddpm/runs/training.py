@@ -19,8 +19,10 @@ from ddpm.data import ImageSet, load_dataset
 from ddpm.data.loader import Loader
 from ddpm.distributed import World
 from ddpm.errors import CheckpointError, ConfigError, DataError
+from ddpm.guidance import Guidance
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.rundir import RunDir
+from ddpm.runs.guiding import Guide, absolute
 from ddpm.runs.loading import find_checkpoint
 from ddpm.runs.scoring import Judge, Scoring
 from ddpm.runtime import Runtime
@@ -82,11 +84,11 @@ def train(
             raise ConfigError(
                 "--model.norm=batch sees only its own part of a batch: use one process and no --train.micro-batch, or another norm."
             )
-        sampling.check_request(model, (), settings.sample.guidance)
+        guide = Guide.open(settings.sample.guidance, model, data.classes, machine)
         if dry_run:
             planning.show(planning.plan(settings, model, data, machine, world), settings, run.path, say)
             return TrainResult(run.path, 0, stopped=False)
-        return _train(settings, run, model, data, machine, world, say, resume, stop_after_s)
+        return _train(settings, run, model, guide, data, machine, world, say, resume, stop_after_s)
 
 
 def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
@@ -105,13 +107,17 @@ def _resolved(settings: RunConfig, machine: Runtime, data: ImageSet) -> RunConfi
         conditioning = "global" if data.num_classes else "none"
         found["model"] = settings.model.model_copy(update={"conditioning": conditioning})
     settings = settings.model_copy(update=found)
-    if settings.model.conditioning == "none" or not settings.diffusion.label_drop:  # nothing to guide by
+    unlabelled = settings.model.conditioning == "none" or not settings.diffusion.label_drop
+    if unlabelled and isinstance(settings.sample.guidance, float):  # nothing to guide by
         return settings.model_copy(update={"sample": settings.sample.model_copy(update={"guidance": 1.0})})
     return settings
 
 
 def _absolute(settings: RunConfig) -> RunConfig:
     """Paths that hold wherever the command is next given."""
+    if isinstance(settings.sample.guidance, str):
+        written = absolute(Guidance.parse(settings.sample.guidance)).written
+        settings = settings.model_copy(update={"sample": settings.sample.model_copy(update={"guidance": written})})
     given = {name: getattr(settings.data, name) for name in ("path", "labels")}
     paths = {name: path.expanduser().absolute() for name, path in given.items() if path is not None}
     return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
@@ -133,6 +139,7 @@ def _train(
     settings: RunConfig,
     run: RunDir,
     model: GaussianDiffusion,
+    guide: Guide,
     data: ImageSet,
     machine: Runtime,
     world: World,
@@ -186,11 +193,11 @@ def _train(
         listeners.append(lambda record: sinks.log(int(record["step"]), record))
         stop = stack.enter_context(stop_signals())
         clock = StopClock(stop_after_s)
-        hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, run, sinks))]
+        hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, guide, run, sinks))]
         if model.variance.estimated:
             hooks.insert(1, EstimateVariance(trainer, data, say.info))
         if judge is not None and world.is_main:
-            scoring = Scoring(judge, settings, run, sinks, saver, trainer.step)
+            scoring = Scoring(judge, settings, guide, run, sinks, saver, trainer.step)
             hooks.append(Every(settings.evaluate.every, scoring))
         trainer.run(hooks, lambda: stop.asked or clock())
         stopped = world.any(stop.asked) and trainer.step < settings.train.steps
@@ -319,8 +326,8 @@ class Preview:
     """Draws samples/step-N.png from the first moving average and fixed seeds; training does not notice, and a stop
     does not wait for it."""
 
-    def __init__(self, settings: RunConfig, run: RunDir, sinks: SinkGroup) -> None:
-        self.settings, self.run, self.sinks = settings, run, sinks
+    def __init__(self, settings: RunConfig, guide: Guide, run: RunDir, sinks: SinkGroup) -> None:
+        self.settings, self.guide, self.run, self.sinks = settings, guide, run, sinks
         self._model: GaussianDiffusion | None = None
 
     def __call__(self, trainer: Trainer) -> None:
@@ -350,7 +357,7 @@ class Preview:
             Sampler.parse(sample.sampler),
             trainer.runtime,
             seeds=range(count),
-            guidance=sample.guidance,
+            guidance=self.guide,
             chunk=sample.chunk,
             on_step=on_step,
         )

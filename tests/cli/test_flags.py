@@ -116,7 +116,14 @@ def test_every_field_refuses_nonsense_by_its_flag(field):
         "diffusion.weighting",
         "diffusion.times",
     }
-    plain_text |= {"train.ema", "sample.sampler", "evaluate.extractor", "logging.sinks", "logging.project"}
+    plain_text |= {
+        "train.ema",
+        "sample.sampler",
+        "sample.guidance",
+        "evaluate.extractor",
+        "logging.sinks",
+        "logging.project",
+    }
     if field in plain_text:
         return
     flag = f"--{field.replace('_', '-')}"

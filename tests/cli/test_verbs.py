@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ddpm.doctor
+import ddpm.runs.loading  # of which the doors take a name when `ddpm.runs` is replaced
 from ddpm import config, distributed
 from ddpm.cli import data, demo, doctor, info, main, sample
 from ddpm.cli.data import parse_data
@@ -71,7 +72,7 @@ def test_sample_in_processes(monkeypatch):
     [
         ([], "SOURCE is missing; see --help."),
         (["x", "--labels", "1,,2"], "--labels='1,,2' is wrong"),
-        (["x", "--guidance", "nan"], "--guidance='nan' is wrong: input should be a finite number."),
+        (["x", "--guidance", "nan"], "--guidance='nan' is wrong: it must be a finite number of at least 0"),
         (["x", "--guidance", "-1"], "--guidance='-1' is wrong"),
         (["x", "--num-images", "0"], "--num-images: '0' is wrong: write a whole number of at least 1."),
         (["x", "--chunk", "0"], "--chunk='0' is wrong"),

@@ -86,7 +86,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("nan rule", train("--nan=ignore"), 2, "--nan='ignore' is wrong"),
     ("sampler", train("--sample.sampler=ddmi"), 2, "did you mean 'ddpm'?"),
     ("sampler steps", train("--sample.sampler=ddim:steps=5000"), 2, "more than the schedule's 1000 timesteps"),
-    ("guidance", train("--sample.guidance=-2"), 2, "greater than or equal to 0"),
+    ("guidance", train("--sample.guidance=-2"), 2, "it must be a finite number of at least 0, or a spec"),
     ("sink", train("--logging.sinks=tensorbord"), 2, "did you mean 'tensorboard'?"),
     ("device", train("--device=cuda:99"), 2, "--runtime.device=cuda:99"),
     ("data set", train("--data.dataset=cifar11"), 2, "did you mean 'cifar10'?"),

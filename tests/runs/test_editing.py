@@ -16,6 +16,7 @@ from ddpm.cli import main
 from ddpm.editing import estimate_sigma
 from ddpm.errors import ConfigError, DataError
 from ddpm.files import sha256
+from ddpm.guidance import Autoguided
 from ddpm.images import read_image
 from ddpm.runs import editing
 from ddpm.runs.editing import Common
@@ -242,6 +243,10 @@ def test_guidance_goes_with_a_label(trained, tiny, tmp_path):
     assert guided.labels == (1,)
     assert ddpm.editor(trained).labels == (-1,)
     assert ddpm.editor(trained).predictor is not guided.predictor
+    weak = f"autoguidance:model={trained}/checkpoints/step-00000003"
+    assert isinstance(ddpm.editor(trained, guidance=weak).predictor, Autoguided)
+    with pytest.raises(ConfigError, match=r"--guidance=cfg:weight=2.0,rescale=0.5,.* needs --labels"):
+        ddpm.editor(trained, guidance="cfg:rescale=0.5")
     runs.train(tiny({"model.conditioning": "none", "train.steps": 1}), tmp_path / "run")
     assert ddpm.editor(tmp_path / "run").labels == ()
     with pytest.raises(ConfigError, match="trained without classes"):

@@ -144,6 +144,7 @@ def test_the_command_takes_the_flag(naming_code, capsys):
         ("diffusion.weighting", "parts:Heavy:k=2"),
         ("diffusion.times", "parts:Late"),
         ("sample.sampler", "ddim:steps=5,thresholding=parts:Clip(low=1)"),
+        ("sample.guidance", "classifier:model=parts:Net,base=0"),
         ("data.dataset", "parts:Stripes"),
         ("data.augment", "parts:Blur"),
         ("train.ema", ("0.9", "parts:Slow")),

@@ -60,12 +60,24 @@ def test_sample_draws_by_what_was_recommended_and_says_so(run, capsys):
     assert "sampling.json" not in capsys.readouterr().out
 
 
+def test_a_second_model_is_counted_and_its_path_recommended_for_every_working_folder(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    spec = "autoguidance:model=run/checkpoints/step-00000003,weight=1"
+    found = runs.sweep(run, baseline=None, guidance=spec, **{**ASKED, "samplers": ("ddim:steps=2",)})
+    assert [cell.evaluations for cell in found.cells] == [4.0]
+    recommended = read_json(run / "sampling.json")["guidance"]
+    assert recommended == f"autoguidance:model={run}/checkpoints/step-00000003,weight=1.0,ema=first"
+    monkeypatch.chdir("/")
+    assert runs.sample(run, num_images=1, chunk=1, gif=False).recipe["guidance"] == recommended
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ("{", "sampling.json: cannot be read"),
         ('{"guidance": 1}', "sampling.json: has no 'sampler'"),
         ('{"sampler": "evil:Sampler"}', "sampling.json names code from outside ddpm"),
+        ('{"sampler": "ddim", "guidance": "classifier:model=evil:Net"}', "names code from outside ddpm, evil:Net"),
     ],
 )
 def test_a_recommendation_that_cannot_be_used_is_told(run, capsys, content, sentence):

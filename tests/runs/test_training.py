@@ -421,10 +421,10 @@ def test_a_preview_breaks_off_when_a_stop_is_asked_for(tiny, tmp_path, digits):
     model = build_diffusion(settings.model, settings.diffusion, digits.shape, 10)
     asked = iter([False, True])
     trainer = SimpleNamespace(module=model, emas=[], runtime=resolve("cpu"), step=1, should_stop=lambda: next(asked))
-    training.Preview(settings, run, SinkGroup({}, print))(trainer)
+    training.Preview(settings, lambda model: model, run, SinkGroup({}, print))(trainer)
     assert list(tmp_path.rglob("*.png")) == []
     trainer.should_stop = lambda: False
-    training.Preview(settings, run, SinkGroup({}, print))(trainer)
+    training.Preview(settings, lambda model: model, run, SinkGroup({}, print))(trainer)
     assert [path.name for path in tmp_path.rglob("*.png")] == ["step-00000001.png"]
 
 
