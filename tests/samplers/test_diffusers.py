@@ -18,10 +18,20 @@ from ddpm.samplers import Sampler, Thresholding
 from ddpm.samplers.dpm_solver import between
 from ddpm.schedules import Level, Schedule
 from tests.samplers.known import CLIP, NONE, Wave, exact_flow, gaussian, noises, start, walk, wave_model
+from tests.samplers.theirs import (
+    SHAPE,
+    float64_tables,
+    largest,
+    made,
+    network,
+    paths,
+    prepared,
+    rho,
+    theirs,
+    theirs_in_rho,
+)
 
 Record = Callable[[str, str, str, float, float], None]
-Evaluate = Callable[[Tensor, Level], Tensor]
-SHAPE = (2, 1, 2, 3)
 
 pytestmark = [  # of diffusers' own code
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -30,76 +40,12 @@ pytestmark = [  # of diffusers' own code
 ]
 
 
-def network(x: Tensor, level: Level) -> Tensor:
-    """What wave_model's network says, with its float32 noise label."""
-    return Wave()(x, level.t.float().expand(len(x)))
-
-
-def rho(level: Level) -> Tensor:
-    return level.sigma / level.alpha
-
-
-def made(name: str, **options: Any) -> Any:
-    """A scheduler of diffusers."""
-    import diffusers
-
-    return getattr(diffusers, name)(1000, **options)
-
-
-def prepared(scheduler: Any, path: Sequence[Level]) -> Any:
-    """The scheduler with our levels in float64: sigma / alpha, and times that name them."""
-    scheduler.set_timesteps(len(path) - 1)
-    scheduler.sigmas = torch.stack([rho(level) for level in path])
-    scheduler.timesteps = torch.stack([level.t for level in path[:-1]])
-    scheduler.set_begin_index(0)
-    return scheduler
-
-
-def theirs(scheduler: Any, path: Sequence[Level], x: Tensor, **options: Any) -> list[Tensor]:
-    """diffusers' own loop: x after every step."""
-    seen = []
-    for level in path[:-1]:
-        x = scheduler.step(network(x, level), level.t, x, **options).prev_sample
-        seen.append(x)
-    return seen
-
-
-def theirs_in_rho(scheduler: Any, path: Sequence[Level], x: Tensor, **options: Any) -> list[Tensor]:
-    """The loop of a scheduler that works on x / alpha."""
-    scheduler.is_scale_input_called = True
-    seen, y = [], x / path[0].alpha
-    for level, following in pairwise(path):
-        y = scheduler.step(network(level.alpha * y, level), level.t, y, **options).prev_sample
-        seen.append(following.alpha * y)
-    return seen
-
-
-def largest(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of two trajectories, where x is large (without clipping the wave lets it grow) relative to it."""
-    assert len(ours) == len(expected)
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) for a, b in zip(ours, expected, strict=True))
-
-
-def paths(steps: int, clean: bool, grid: str = "trailing") -> list[Level]:
-    """From the noisiest level to the clean image, or to a noisy one."""
-    path = Sampler.parse(f"ddim:steps={steps},grid={grid}").path(wave_model().schedule)
-    return path if clean else path[:-1]
-
-
 @pytest.fixture
 def x() -> Tensor:
     return noises(SHAPE)(0)
 
 
 # --- samplers on a table
-
-
-def float64_tables(scheduler: Any) -> Any:
-    schedule = wave_model().schedule
-    scheduler.betas, scheduler.alphas = schedule.betas, 1 - schedule.betas
-    scheduler.alphas_cumprod = schedule.alphas_cumprod
-    scheduler.one = scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
-    return scheduler
 
 
 def theirs_drawing(
