@@ -198,6 +198,15 @@ def first_order(found: Prediction, following: Level) -> Tensor:
     return following.alpha * found.x0 + following.sigma * found.eps
 
 
+def holds_signal(level: Level) -> bool:
+    """Whether a step from this level may be of higher order in eps: ln(alpha / sigma) is at least -5.1.
+
+    Below it, where Lu et al. (2022a, code) cut the cosine schedule off, x is noise, and a step multiplies what a network gets
+    wrong in eps by up to sigma / alpha. The first order does not: its x0 and eps come from one prediction.
+    """
+    return bool(level.log_snr >= -10.2)
+
+
 class _Counter:
     """A predictor that counts how often it is asked."""
 

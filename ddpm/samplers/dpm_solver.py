@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddpm.registry import register
-from ddpm.samplers.base import Denoise, History, Sampler, first_order
+from ddpm.samplers.base import Denoise, History, Sampler, first_order, holds_signal
 from ddpm.samplers.multistep import Variable, adams_bashforth, remember, usable
 from ddpm.schedules import Level, Schedule
 
@@ -27,7 +27,7 @@ def growth(level: Level, following: Level) -> Tensor:
 class DPMSolver(Sampler):
     """DPM-Solver-2 or -3, single-step: eps expanded in lambda, with `order` evaluations a step.
 
-    A step from pure noise (alpha = 0) and the step to the clean image are of first order.
+    A step from noise that holds no signal (see `holds_signal`) and the step to the clean image are of first order.
     """
 
     order: Annotated[int, Field(ge=2, le=3)] = 3
@@ -39,7 +39,7 @@ class DPMSolver(Sampler):
     ) -> Tensor:
         """Lu et al. (2022a), algorithms 1 (with r1 = 1/2) and 2 (with r1 = 1/3, r2 = 2/3)."""
         found, h = denoise(x, level), growth(level, following)
-        if not h.isfinite():
+        if not (h.isfinite() and holds_signal(level)):
             return first_order(found, following)
 
         def eps_at(share: float, extra: Tensor | float = 0.0) -> tuple[Tensor, Level]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddpm.registry import register
-from ddpm.samplers.base import Denoise, History, Sampler, first_order
+from ddpm.samplers.base import Denoise, History, Sampler, first_order, holds_signal
 from ddpm.schedules import Level, step_variance
 
 
@@ -61,7 +61,7 @@ class Euler(Churned):
 class Heun(Churned):
     """Heun's method in rho: second order, two evaluations a step; with s_churn the noise level rises before each step.
 
-    A step from pure noise (alpha = 0) and the step to the clean image are Euler's.
+    A step from noise that holds no signal (see `holds_signal`) and the step to the clean image are Euler's.
     """
 
     def step(
@@ -71,7 +71,7 @@ class Heun(Churned):
         x, level = self.churned(x, level, noise, history)
         found = denoise(x, level)
         euler = first_order(found, following)
-        if following.is_clean or level.alpha == 0:
+        if following.is_clean or not holds_signal(level):
             return euler
         move = following.sigma - following.alpha * level.sigma / level.alpha
         return euler + 0.5 * move * (denoise(euler, following).eps - found.eps)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.registry import register
-from ddpm.samplers.base import Denoise, History, Sampler, first_order
+from ddpm.samplers.base import Denoise, History, Sampler, first_order, holds_signal
 from ddpm.schedules import DiscreteSchedule, Level, Schedule
 
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -21,7 +21,8 @@ class PNDM(Sampler):
 
     After the warm-up, the four-step Adams-Bashforth method with one evaluation a step (PLMS). warm_up=runge-kutta: three
     Runge-Kutta steps of four evaluations (F-PNDM); warm_up=euler: one improved Euler step of two, then rising order (PLMS
-    alone). A step from pure noise, and one of the warm-up to the clean image, are of first order.
+    alone). A step from noise that holds no signal (see `holds_signal`), and one of the warm-up to the clean image, are of first
+    order.
     """
 
     warm_up: Literal["runge-kutta", "euler"] = "runge-kutta"
@@ -45,7 +46,7 @@ class PNDM(Sampler):
         found = denoise(x, level)
         history.insert(0, found.eps)
         del history[4:]
-        if level.alpha == 0:
+        if not holds_signal(level):
             return first_order(found, following)
 
         def to(end: Level, eps: Tensor) -> Tensor:

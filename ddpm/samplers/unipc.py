@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpm.objectives import Prediction, eps_from_x0
 from ddpm.registry import register
-from ddpm.samplers.base import Denoise, History, Sampler, first_order
+from ddpm.samplers.base import Denoise, History, Sampler, first_order, holds_signal
 from ddpm.samplers.dpm_solver import growth
 from ddpm.samplers.multistep import Node, Variable, correction, remember, usable
 from ddpm.schedules import Level
@@ -49,6 +49,8 @@ class UniPC(Sampler):
     ) -> Tensor | float:
         """What the nodes add to the first-order step; `short`: two of them, with 1/2 as the weight (their appendix)."""
         nodes: list[Node] = [(at, getattr(found, self.predicted)) for at, found in past]
+        if self.predicted == "eps" and not holds_signal(level):
+            return 0.0
         h = growth(level, following)
         if not short or not h.isfinite():
             return correction(level, following, nodes, self.predicted, Variable())

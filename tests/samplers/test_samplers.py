@@ -265,6 +265,22 @@ def test_a_rising_path_may_end_in_pure_noise() -> None:
             assert walk(sampler, model, images, path=path)[-1].isfinite().all(), sampler
 
 
+@pytest.mark.parametrize("sampler", [spec for spec in SAMPLERS if Sampler.parse(spec).rises])
+def test_errors_at_the_noisiest_level_are_not_multiplied(sampler: str) -> None:
+    """On the cosine table sigma / alpha begins at 20,000, and a step of higher order in eps would multiply errors by that."""
+    model = mixture("cosine")
+    exact, x = model.predict, noises((50, 1, 1, 2))(0)
+
+    def astray(x_t: Tensor, level: Level, condition: Any = None) -> Prediction:
+        found = exact(x_t, level)
+        x0 = found.x0 + 0.02 * torch.sin(9 * x_t + level.t)
+        return Prediction(x0, (x_t - level.alpha * x0) / level.sigma + 0.002 * torch.cos(7 * x_t + level.t))
+
+    right = walk(stepping(sampler, 20), model, x)[-1]
+    model.predict = astray  # type: ignore[method-assign]
+    assert (walk(stepping(sampler, 20), model, x)[-1] - right).abs().mean() < 0.05
+
+
 def test_pndm_refuses_unequal_strides() -> None:
     model, x = mixture("linear"), noises((2, 1, 1, 2))(0)
     with pytest.raises(ConfigError, match=r"'pndm' needs equal strides in time: .* not 'quadratic'\.$"):
