@@ -96,14 +96,14 @@ class EDM(Augmentation):
         uniform = stream.at("augment-uniform").uniform(5)
         normal = stream.at("augment-normal").normal(4).double()
         angle = (2.0 * uniform - 1.0) * math.pi
-        along_diagonal = uniform[:, 4] < 0.5
+        oblique = uniform[:, 4] < 0.5
         return Geometry(
             flip_x=uniform[:, 0] < 0.5,
             flip_y=done[:, 0] & (uniform[:, 1] < 0.5),
             scale=normal[:, 0] * done[:, 1],
             rotation=angle[:, 2] * done[:, 2],
             stretch=normal[:, 1] * done[:, 3],
-            stretch_axis=angle[:, 3] * along_diagonal,
+            stretch_axis=angle[:, 3] * oblique,
             shift=normal[:, 2:] * done[:, 4:],
         )
 
