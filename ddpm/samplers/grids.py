@@ -118,7 +118,7 @@ class Quadratic(IndexGrid):
 
 @register("log-snr")
 class LogSNR(LevelGrid):
-    """Evenly in log-SNR (Lu et al. 2022, section 3.4)."""
+    """Evenly in log-SNR (Lu et al. 2022a, the step sizes of DPM-Solver)."""
 
     def levels(self, noisiest: float, cleanest: float, steps: int) -> Tensor:
         return torch.linspace(noisiest, cleanest, steps, dtype=torch.float64)
