@@ -25,8 +25,9 @@ BIN = 2.0 / 255.0
 class ProbabilityFlow(Likelihood):
     """Density by the probability-flow ODE (Song et al. 2021b, appendix D.2), of uniformly dequantised images.
 
-    The mean of -log2 density over an 8-bit value's bin bounds -log2 of its probability from above (Theis et al. 2016,
-    section 3.1). The predicted x0 is not thresholded, since the flow has to be smooth.
+    It is the density at the schedule's least noisy level, where the flow starts. The mean of -log2 density
+    over an 8-bit value's bin bounds -log2 of its probability from above (Theis et al. 2016, section 3.1). The predicted x0
+    is not thresholded, since the flow has to be smooth.
 
     Options: steps, of the Runge-Kutta method, four evaluations each; repeats, solves with noise and probe of their own,
     whose mean counts; probe, the distribution of Hutchinson's probes, or `exact`: no estimate, a backward pass a pixel.

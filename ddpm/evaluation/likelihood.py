@@ -124,8 +124,8 @@ def measure_images(
 ) -> Rows:
     """The rows of `count` of the images, picked by the seed; every process must call, and each gets all of them.
 
-    Rows that an earlier call left in the folder are kept. A chunk that is asked for in part is measured whole, so that more images asked for later change
-    no number. Raises DataError: rows that are not finite, a folder in use or full.
+    Rows that an earlier call left in the folder are kept. A chunk that is asked for in part is measured whole, so that
+    more images asked for later change no number. Raises DataError: rows that are not finite, a folder in use or full.
     """
     shapes = likelihood.shapes(model.schedule)
     order = permutation(seed, 0, len(images)).numpy()

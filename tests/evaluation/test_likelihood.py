@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import Tensor
 
+from ddpm import runtime
 from ddpm.config import DiffusionConfig, ModelConfig
-from ddpm.errors import ConfigError
+from ddpm.console import Console
+from ddpm.data import ImageSet
+from ddpm.distributed import World
+from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.bound import VariationalBound, progressive_table, term_table
 from ddpm.evaluation.flow import BIN, ProbabilityFlow, log_density
-from ddpm.evaluation.likelihood import Likelihood, parse_likelihoods
+from ddpm.evaluation.likelihood import Likelihood, labels_for, measure_images, parse_likelihoods
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.objectives import Prediction, eps_from_x0
 from ddpm.randomness import Stream
@@ -213,6 +218,15 @@ def test_of_an_untrained_model_it_is_what_theory_predicts(
             exactness(*row, "statistical", abs(off.mean() / (off.std(ddof=1) / 32**0.5)), 4.0)
 
 
+def test_the_bound_is_that_of_the_thresholded_process(digits: Any) -> None:
+    """To clip the guess to the range of images brings it nearer to every image."""
+    model = silent("linear:timesteps=25,scaled=true", "eps")
+    x0, stream = pixels(digits.images[:8], (1, 8, 8)).float(), Stream(0, torch.arange(8))
+    plain, clipped = (measured(ALL, model, x0, stream, rule) for rule in (NONE, CLIP))
+    assert (clipped["mse_x0"] < plain["mse_x0"]).all()
+    assert (clipped["bits"][:, 1:-1] < plain["bits"][:, 1:-1]).all()
+
+
 # --- the probability-flow ODE
 
 
@@ -334,6 +348,16 @@ def test_of_an_untrained_model_the_flow_only_widens(digits: Any, exactness: Any)
     exactness("likelihood ode, untrained model", "closed form", "exact", np.abs(found / expected - 1).max(), 1e-5)
 
 
+def test_an_untrained_edm_model_is_that_of_white_data(digits: Any, exactness: Any) -> None:
+    """A network that says 0 leaves c_skip x, the best denoiser of pixels N(0, sigma_data^2) (Karras et al. 2022, table 1)."""
+    model = silent("edm", "edm:sigma_data=0.4")
+    x = pixels(digits.images[:4], (1, 8, 8)).float()
+    found = sum(log_density(model, x, None, [torch.ones_like(x)], 50)).numpy()
+    expected = of_white_data(White(Schedule.parse("edm"), mean=0.0, std=0.4), x.double())
+    difference = np.abs(found / expected - 1).max()
+    exactness("likelihood ode, untrained EDM model", "flow of Gaussian data", "exact", difference, 1e-5)
+
+
 # --- progressive decoding
 
 
@@ -398,3 +422,34 @@ def test_a_schedule_that_ends_without_signal_has_a_bound_and_no_flow() -> None:
     for estimator in (ProbabilityFlow(), VariationalBound(steps=10)):
         with pytest.raises(ConfigError, match="ends without signal"):
             estimator.groups(schedule)
+
+
+@pytest.mark.parametrize("label_drop", [0.0, 0.1])
+def test_labels_are_the_images_own(label_drop: float, digits: Any) -> None:
+    def conditional(conditioning: Any) -> GaussianDiffusion:
+        network = ModelConfig(channels=8, channel_mults=(1,), blocks=1, attention=(), conditioning=conditioning)
+        return build_diffusion(network, DiffusionConfig(label_drop=label_drop), (1, 8, 8), 10)
+
+    def pictures(labels: Any, classes: tuple[str, ...]) -> ImageSet:
+        return ImageSet("pictures", digits.images[:3], labels, classes)
+
+    names = tuple("abcdefghij")
+    assert labels_for(conditional("none"), names, digits) is None
+    model, labels = conditional("global"), np.array([2, 0, 1])
+    for classes in (names, ("0", "1", "2")):  # numbers stand for names
+        assert np.array_equal(labels_for(model, names, pictures(labels, classes)), labels)
+    with pytest.raises(DataError, match="its classes are not those of the model"):
+        labels_for(model, names, pictures(labels, ("cat", "dog", "cow")))
+    if label_drop:
+        assert (labels_for(model, names, pictures(None, ())) == -1).all()
+    else:
+        with pytest.raises(DataError, match=r"has no labels, and the model was trained with --diffusion\.label-drop=0"):
+            labels_for(model, names, pictures(None, ()))
+
+
+def test_a_likelihood_that_is_not_finite_is_refused(digits: Any, tmp_path: Path) -> None:
+    model = silent("linear:timesteps=10,scaled=false", "eps")
+    model.network.head.bias.fill_(math.nan)  # type: ignore[union-attr, operator]
+    how = {"seed": 0, "chunk": 2, "thresholding": CLIP, "world": World(), "say": Console(quiet=True)}
+    with pytest.raises(DataError, match="likelihood is NaN or infinite"):
+        measure_images(ALL, model, digits, None, 2, runtime.resolve("cpu", "float32"), tmp_path, **how)
