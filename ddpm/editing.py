@@ -59,7 +59,7 @@ def level_of_noise(schedule: Schedule, sigma: float) -> Level:
 
 
 def resampled(path: Sequence[Level], jump: int, resamplings: int) -> list[Level]:
-    """A falling path with RePaint's jumps (Lugmayr et al. 2022, appendix B and code).
+    """A falling path with RePaint's jumps (Lugmayr et al. 2022, section 4.2 and figure 9).
 
     At every `jump`-th level, counted from the least noisy one, it goes back up by `jump` levels, `resamplings` - 1 times.
     Raises ConfigError where the path is too short for that.

@@ -24,6 +24,7 @@ COMMANDS = [
     (["--help"], 0, HEAVY | {"numpy", "pydantic", "yaml"}),
     (["train", "--help"], 0, HEAVY),
     (["sample", "--help"], 0, HEAVY),
+    (["edit", "inpaint", "--help"], 0, HEAVY),
     (["trian"], 2, HEAVY | {"pydantic"}),
     (["train", "digits", "--bacth-size", "3"], 2, HEAVY),
     (["train", "digits", "--lr", "-1"], 2, HEAVY),

@@ -217,16 +217,18 @@ def after(guide: Tensor, start: Level, flow: bool) -> tuple[Tensor, Tensor]:
     return MEAN + start.alpha * gain @ (guide - MEAN), start.sigma**2 * gain @ gain.T + left
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim:steps=1000"])
 @pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_sdedit_has_the_marginal_of_gaussian_data(sampler: str, strength: float, exactness: Any) -> None:
-    made = walker(sampler)
+@pytest.mark.parametrize(
+    ("schedule", "sampler"), [("linear", "ddpm"), ("linear", "ddim:steps=1000"), ("edm", "heun:steps=60,grid=karras")]
+)
+def test_sdedit_has_the_marginal_of_gaussian_data(schedule: str, sampler: str, strength: float, exactness: Any) -> None:
+    made = walker(sampler, schedule)
     start = level_at(made.path, strength)
-    assert float(start.t) == 1000 * strength - 1
+    assert made.path.index(start) == round((1 - strength) * (len(made.path) - 1))
     x = made.sdedit(points([-0.9, 0.8]), start)
     mean, covariance = after(torch.tensor([-0.9, 0.8], dtype=torch.float64), start, sampler != "ddpm")
-    exactness("editing sdedit", f"exact marginal of a Gaussian, {sampler}, strength {strength}", "statistical",
-              worst_z(x.flatten(1), mean, covariance), 4)  # fmt: skip
+    oracle = f"exact marginal of a Gaussian, {schedule}, {sampler.partition(':')[0]}, strength {strength}"
+    exactness("editing sdedit", oracle, "statistical", worst_z(x.flatten(1), mean, covariance), 4)
 
 
 def test_sdedit_of_data_gives_data() -> None:
