@@ -1,10 +1,48 @@
-"""Curves as PNG files: matplotlib without a display, the same bytes for the same numbers."""
+"""Curves and pictures in PNG files: matplotlib without a display, the same bytes for the same numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ddpm.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A line for each named (xs, ys)."""
+
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    xlabel: str
+    ylabel: str
+    title: str
+    logy: bool = False
+
+    def draw(self, axes: Any) -> None:
+        """Onto matplotlib's axes."""
+        axes.set(xlabel=self.xlabel, ylabel=self.ylabel, title=self.title, yscale="log" if self.logy else "linear")
+        for name, (xs, ys) in self.series.items():
+            axes.plot(xs, ys, label=name, marker="o" if len(xs) <= 30 else None, markersize=4)
+        axes.grid(alpha=0.3)
+        if len(self.series) > 1:
+            axes.legend()
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture, uint8 (C, H, W), under a title."""
+
+    picture: NDArray[np.uint8]
+    title: str
+
+    def draw(self, axes: Any) -> None:
+        """Onto matplotlib's axes."""
+        axes.imshow(self.picture.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(self.title)
+        axes.set_axis_off()
 
 
 def curves(
@@ -16,17 +54,19 @@ def curves(
     logy: bool = False,
 ) -> None:
     """Draw one line for each named (xs, ys) and write it whole or not at all; raises DataError."""
+    panel(path, [Curves(series, xlabel, ylabel, title, logy)], columns=1)
+
+
+def panel(path: Path, parts: Sequence[Curves | Shown], columns: int, size: tuple[float, float] = (7, 4.5)) -> None:
+    """Draw the parts row by row, each of this width and height in inches of 120 pixels; raises DataError."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    rows = -(-len(parts) // columns)
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if logy else "linear")
-        for name, (xs, ys) in series.items():
-            axes.plot(xs, ys, label=name, marker="o" if len(xs) <= 30 else None, markersize=4)
-        axes.grid(alpha=0.3)
-        if len(series) > 1:
-            axes.legend()
+        figure = Figure(figsize=(columns * size[0], rows * size[1]), dpi=120, layout="constrained")
+        for place, part in enumerate(parts, start=1):
+            part.draw(figure.add_subplot(rows, columns, place))
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
 

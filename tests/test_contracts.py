@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ddpm
-from ddpm import doctor
+from ddpm.doctor import machine
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "ddpm").rglob("*.py"))
@@ -99,7 +99,7 @@ def test_modules_are_documented_and_of_a_readable_size(path: Path) -> None:
 def test_the_doctor_knows_every_optional_package() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     named = {re.split(r"[<>=]", line)[0] for extra, lines in extras.items() if extra != "dev" for line in lines}
-    assert set(doctor.EXTRAS) | {"torchvision"} == named
+    assert set(machine.EXTRAS) | {"torchvision"} == named
 
 
 def test_the_metadata_carries_the_packages_version(tmp_path: Path) -> None:

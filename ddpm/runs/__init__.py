@@ -2,6 +2,7 @@
 
 from ddpm.runs.comparing import metrics
 from ddpm.runs.demonstration import demo
+from ddpm.runs.diagnosing import Diagnosis, diagnose
 from ddpm.runs.drawing import SampleResult, draw_images, sample
 from ddpm.runs.editing import editor
 from ddpm.runs.evaluating import Evaluation, evaluate, stats
@@ -12,6 +13,7 @@ from ddpm.runs.sweeping import Sweep, sweep
 from ddpm.runs.training import TrainResult, train
 
 __all__ = [
+    "Diagnosis",
     "Evaluation",
     "Model",
     "SampleResult",
@@ -21,6 +23,7 @@ __all__ = [
     "data_info",
     "data_prepare",
     "demo",
+    "diagnose",
     "draw_images",
     "editor",
     "evaluate",

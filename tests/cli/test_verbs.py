@@ -14,6 +14,7 @@ import ddpm.runs.loading  # of which the doors take a name when `ddpm.runs` is r
 from ddpm import config, distributed
 from ddpm.cli import data, demo, doctor, info, main, sample
 from ddpm.cli.data import parse_data
+from ddpm.cli.doctor import DoctorOptions, parse_doctor
 from ddpm.cli.sample import SampleOptions, parse_sample
 from ddpm.doctor import Finding
 from ddpm.errors import ConfigError
@@ -28,7 +29,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], di
         return lambda *given, **named: calls.append((name, given, named))
 
     fake = types.SimpleNamespace(
-        **{name: remember(name) for name in ("sample", "data_info", "data_prepare", "info", "demo")}
+        **{name: remember(name) for name in ("sample", "data_info", "data_prepare", "info", "demo", "diagnose")}
     )
     monkeypatch.setitem(sys.modules, "ddpm.runs", fake)
     monkeypatch.setattr(ddpm, "runs", fake, raising=False)
@@ -130,6 +131,36 @@ def test_doctor_prints_findings_and_fails_on_errors(capsys, monkeypatch, levels,
     monkeypatch.setattr(ddpm.doctor, "check_environment", lambda: findings)
     assert main(["doctor"]) == code
     assert capsys.readouterr().out.splitlines() == [f"{level:8} what {level}: do this" for level in levels]
+
+
+def test_doctor_hands_a_run_over_with_what_was_typed(runs):
+    assert main(shlex.split("doctor runs/x")) == 0
+    words = (
+        "doctor runs/x --reference shapes:size=8 --num-images 20 --seed 9 --sampler ddim:steps=5 --guidance 2 --thresholding none"
+        " --ema 0.999 --chunk 4 --out there --device cpu --precision bf16"
+    )
+    assert main(words.split()) == 0
+    asked = {
+        "source": "runs/x", "reference": "shapes:size=8", "num_images": 20, "seed": 9, "sampler": "ddim:steps=5", "guidance": 2.0,
+        "thresholding": "none", "ema": "0.999", "chunk": 4, "out": Path("there"), "device": "cpu", "precision": "bf16",
+    }  # fmt: skip
+    assert runs == [("diagnose", (), vars(DoctorOptions(source="runs/x"))), ("diagnose", (), asked)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "3"], "--seed is about a run, so name one: ddpm doctor runs/NAME --seed"),
+        (["x", "--num-images", "8"], "--num-images: '8' is wrong: write a whole number of at least 16."),
+        (["x", "--guidance", "nan"], "--guidance='nan' is wrong"),
+        (["x", "--refrence", "y"], "did you mean '--reference'?"),
+        (["x", "y"], "'y' is not expected here"),
+    ],
+)
+def test_doctor_mistakes(words, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_doctor(words)
+    assert message in str(caught.value)
 
 
 def test_doctor_works_where_torch_cannot_be_imported():

@@ -13,12 +13,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
-Level = Literal["ok", "info", "warning", "error"]
+from ddpm.doctor.findings import Finding
 
 TORCH_FLOOR = (2, 10)
 EXTRAS = {
@@ -36,18 +34,6 @@ DATA_SETS = {"fashion-mnist": (Path("/usr/share/datasets/fashion-mnist"),), "mni
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's report: what was found, and what to do where something is to be done."""
-
-    level: Level
-    what: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.advice}" if self.advice else self.what
 
 
 def check_environment() -> list[Finding]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import doctor, runtime
+from ddpm import runtime
 from ddpm.doctor import Finding, check_environment
+from ddpm.doctor import machine as doctor
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 REPORT = """
