@@ -132,7 +132,12 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("sample none", sample("--num-images=0"), 2, "--num-images: '0' is wrong"),
     ("sample guidance", sample("--guidance=-1"), 2, "--guidance='-1' is wrong"),
     ("sample guidance option", sample("--guidance=cfg:wieght=2"), 2, "did you mean 'weight'?"),
-    ("sample guidance file", sample("--guidance=classifier:model=c.safetensors"), 3, "c.safetensors is no file; make one"),
+    (
+        "sample guidance file",
+        sample("--guidance=classifier:model=c.safetensors"),
+        3,
+        "c.safetensors is no file; make one",
+    ),
     ("sample guidance run", sample("--guidance=autoguidance:model=nowhere"), 4, "nowhere: does not exist"),
     ("guidance without a model", train("--sample.guidance=autoguidance"), 2, "'autoguidance' needs model=..."),
     ("sample seeds", sample(f"--seed={2**63 - 1}"), 2, "--seed"),
