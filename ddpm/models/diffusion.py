@@ -14,7 +14,7 @@ from ddpm.objectives import Objective, Prediction
 from ddpm.randomness import Stream
 from ddpm.schedules import Level, Schedule, need_table, posterior
 from ddpm.times import Times
-from ddpm.variances import FixedSmall, Variance
+from ddpm.variances import Variance
 from ddpm.weightings import Uniform, Weighting
 
 NO_LABEL = -1
@@ -122,10 +122,10 @@ class GaussianDiffusion(nn.Module):
         output = self.network(network_input, noise_label, condition if self.num_classes else None).to(x_t.dtype)
         return self._read(*self._split(output), x_t, level)
 
-    @property
-    def present_variance(self) -> Variance:
-        """Its variance; in place of an estimate that is not made yet, beta-tilde."""
-        return FixedSmall() if self.variance.estimated and bool(self.eps_square[0].isnan()) else self.variance
+    def do_without_estimate(self) -> None:
+        """Where the variance is not estimated yet, let x0 have none: steps have beta-tilde, that of `fixed-small`."""
+        if self.variance.estimated:
+            self.eps_square.nan_to_num_(nan=2.0)  # more than a mean square can be, so Var(x0 | x_t) is kept to 0
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output as the objective's channels and the variance's (None: they are not learned)."""
@@ -167,9 +167,8 @@ class GaussianDiffusion(nn.Module):
         eps = stream.at("noise").normal(*x0.shape[1:])
         x_t = self.q_sample(x0, level, eps)
         network_input, noise_label = self.objective.condition(x_t, level)
-        output, values = self._split(
-            self.network(network_input, noise_label, self._drop_labels(labels, stream), stream, **told)
-        )
+        output = self.network(network_input, noise_label, self._drop_labels(labels, stream), stream, **told)
+        output, values = self._split(output.to(x_t.dtype))
         loss = torch.zeros((), device=x0.device)
         if self.criterion.of_error:
             loss = self._error(output, self.objective.target(x0, eps, x_t, level, self.schedule), level)
@@ -187,8 +186,7 @@ class GaussianDiffusion(nn.Module):
         """(B,) float32 bits per dimension: T times one term of the bound, which estimates their sum (Nichol & Dhariwal 2021,
         section 3.3)."""
         schedule = need_table(self.schedule, self.criterion.name)
-        mean = output if self.criterion.trains_mean else output.detach()
-        found = self._read(mean.to(x_t.dtype), values, x_t, level)
+        found = self._read(output if self.criterion.trains_mean else output.detach(), values, x_t, level)
         terms = bound_terms(x0, level, schedule.at(level.t - 1.0), found, schedule.floor_variance)
         return schedule.timesteps * terms.float()
 

@@ -217,8 +217,8 @@ class Scoring:
         assert isinstance(trainer.module, GaussianDiffusion)
         if self._model is None:
             self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
-        load_weights(self._model, _weights(trainer))
-        self._model.variance = trainer.module.present_variance
+        load_weights(self._model, trainer.drawing_weights())
+        self._model.do_without_estimate()
         sample, machine = self.settings.sample, trainer.runtime
         recipe = Recipe(
             Sampler.parse(sample.sampler),
@@ -233,7 +233,7 @@ class Scoring:
 
     def _recipe(self, trainer: Trainer, recipe: Recipe) -> dict[str, Any]:
         """As `Recipe.written` has it of the checkpoint of this step; the checksum is that of the file it would be."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(trainer).items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.drawing_weights().items()}
         return {
             "weights_sha256": hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(),
             "weights": f"ema-{trainer.emas[0].name}" if trainer.emas else "model",
@@ -259,10 +259,6 @@ class Scoring:
             and (line["step"] == step or checkpoint.step_folder(self.run.checkpoints, line["step"]).is_dir())
         ]
         return min(found, key=lambda line: sign * line["value"], default=None)
-
-
-def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return trainer.emas[0].state() if trainer.emas else trainer.module.state_dict()
 
 
 def _drop_after(path: Path, step: int) -> None:

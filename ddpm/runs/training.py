@@ -196,6 +196,11 @@ def _train(
         hooks: list[Hook] = [metrics, saver, Every(settings.train.preview_every, Preview(settings, guide, run, sinks))]
         if model.variance.estimated:
             hooks.insert(1, EstimateVariance(trainer, data, say.info))
+            if settings.train.preview_every or judge is not None:
+                say.info(
+                    f"--diffusion.variance={model.variance.name} is estimated after step {settings.train.steps}; "
+                    "until then previews and scores are drawn with fixed-small."
+                )
         if judge is not None and world.is_main:
             scoring = Scoring(judge, settings, guide, run, sinks, saver, trainer.step)
             hooks.append(Every(settings.evaluate.every, scoring))
@@ -335,8 +340,8 @@ class Preview:
         assert isinstance(trainer.module, GaussianDiffusion)
         if self._model is None:
             self._model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
-        load_weights(self._model, trainer.emas[0].state() if trainer.emas else trainer.module.state_dict())
-        self._model.variance = trainer.module.present_variance
+        load_weights(self._model, trainer.drawing_weights())
+        self._model.do_without_estimate()
         try:
             grid = self._grid(self._model, trainer)
         except _StoppedError:

@@ -80,7 +80,7 @@ class EstimateVariance:
         images, timesteps = trainer.module.variance.images, len(trainer.module.eps_square)
         self.say(f"estimating the variance of {timesteps} timesteps, by {images} images each.")
         model = copy.deepcopy(trainer.module).eval().requires_grad_(False)
-        load_weights(model, trainer.emas[0].state() if trainer.emas else trainer.module.state_dict())
+        load_weights(model, trainer.drawing_weights())
         found = mean_square_eps(model, self.data, trainer.runtime, images, trainer.seed, trainer.world)
         trainer.module.eps_square.copy_(found)
 

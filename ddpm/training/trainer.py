@@ -202,6 +202,10 @@ class Trainer:
         self.skipped += 1
         self.warn(f"{what}: step left out ({self.skipped} of {allowed} allowed).")
 
+    def drawing_weights(self) -> dict[str, Tensor]:
+        """The weights that previews and scores are drawn by: the first moving average, or without one the model's own."""
+        return self.emas[0].state() if self.emas else self.module.state_dict()
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint holds, by file name."""
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]

@@ -231,6 +231,41 @@ def test_a_learned_variance_has_channels_of_its_own() -> None:
         assert model.predict(images(2), model.schedule.at(torch.tensor(5.0))).x0.shape == (2, *SHAPE)
 
 
+def test_a_variance_without_its_estimate_can_be_done_without() -> None:
+    """Then every step has that of fixed-small, and what asks for Var(x0 | x_t) is given 0; an estimate stays."""
+    for spec in ("linear", "zero-snr"):
+        model = build_diffusion(TINY, DiffusionConfig(schedule=spec, objective="v", variance="analytic"), SHAPE, 0)
+        model.eval().do_without_estimate()
+        for t in (0.0, 3.5, 999.0):
+            level, previous = model.schedule.at(torch.tensor(t)), model.schedule.at(torch.tensor(t - 1.5))
+            found, floor = model.predict(images(2), level), torch.tensor(1e-4, dtype=torch.float64)
+            assert found.x0_variance == 0
+            small = found.log_variance(level, previous, fraction=0.0, floor=floor)
+            assert torch.equal(found.log_variance(level, previous, floor=floor), small)
+        model.eps_square.fill_(0.5)
+        model.do_without_estimate()
+        assert (model.eps_square == 0.5).all()
+
+
+def test_the_bound_does_not_round_what_autocast_gave() -> None:
+    """A variance in bfloat16 counts as it stands, as the error's output does: 1 + v has no bits for a small v."""
+
+    class Given(torch.nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.dtype = dtype
+
+        def forward(self, x: Tensor, noise_label: Tensor, condition: object = None, stream: object = None) -> Tensor:
+            return (0.003 * torch.cat([x, x], dim=1)).bfloat16().to(self.dtype)
+
+    parts = Schedule.parse("linear"), Objective.parse("eps")
+    half, full = (
+        GaussianDiffusion(Given(dtype), *parts, shape=SHAPE, variance="learned-range", criterion="hybrid:weight=1")
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert torch.equal(half(images(8), None, stream(8)), full(images(8), None, stream(8)))
+
+
 def test_training_choices_are_those_of_the_config() -> None:
     settings = DiffusionConfig(
         variance="learned", criterion="hybrid:weight=0.5", weighting="p2:k=2", times="stratified"

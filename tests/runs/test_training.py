@@ -385,6 +385,7 @@ def test_a_variance_without_its_estimate_is_told_of_where_it_is_needed(tiny, tmp
     """Stopped before the end: ddim draws, ancestral sampling says what is missing; finished, both draw."""
     settings = tiny({"diffusion.schedule": "cosine:timesteps=5", "diffusion.variance": "analytic:images=2"})
     runs.train(settings, tmp_path / "run", stop_after_s=1e-9)
+    assert "until then previews" not in capsys.readouterr().out
 
     def draw(sampler):
         words = ["--num-images", "2", "--no-gif", "--device", "cpu", "--out", str(tmp_path / sampler), "--chunk", "2"]
@@ -400,6 +401,22 @@ def test_a_variance_without_its_estimate_is_told_of_where_it_is_needed(tiny, tmp
     runs.train(settings, tmp_path / "run")
     assert "estimating the variance of 5 timesteps, by 2 images each." in capsys.readouterr().out
     assert draw("ddpm:steps=2,thresholding=clip") == 0
+
+
+def test_previews_do_without_an_estimate_whatever_the_sampler_and_say_so_once(tiny, tmp_path, capsys):
+    changes = {"diffusion.schedule": "cosine:timesteps=5", "diffusion.variance": "analytic:images=2"}
+    changes |= {"train.preview_every": 2, "train.preview_images": 2, "sample.sampler": "ddim:steps=3,analytic=true"}
+    runs.train(tiny(changes), tmp_path / "run")
+    said = "--diffusion.variance=analytic is estimated after step 6; until then previews and scores are drawn with fixed-small.\n"
+    assert capsys.readouterr().out.count(said) == 1
+    plain = {**changes, "diffusion.variance": "fixed-small", "sample.sampler": "ddim:steps=3"}
+    runs.train(tiny(plain), tmp_path / "plain")
+    first, last = (
+        [(tmp_path / name / "samples" / f"step-{step:08d}.png").read_bytes() for name in ("run", "plain")]
+        for step in (2, 6)
+    )
+    assert first[0] == first[1]
+    assert last[0] != last[1]
 
 
 def test_parts_that_do_not_go_together_are_refused_before_anything_is_written(tiny, tmp_path):
