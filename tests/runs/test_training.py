@@ -437,7 +437,9 @@ def test_a_preview_breaks_off_when_a_stop_is_asked_for(tiny, tmp_path, digits):
     run = RunDir(tmp_path)
     model = build_diffusion(settings.model, settings.diffusion, digits.shape, 10)
     asked = iter([False, True])
-    trainer = SimpleNamespace(module=model, emas=[], runtime=resolve("cpu"), step=1, should_stop=lambda: next(asked))
+    trainer = SimpleNamespace(
+        module=model, drawing_weights=model.state_dict, runtime=resolve("cpu"), step=1, should_stop=lambda: next(asked)
+    )
     training.Preview(settings, lambda model: model, run, SinkGroup({}, print))(trainer)
     assert list(tmp_path.rglob("*.png")) == []
     trainer.should_stop = lambda: False
