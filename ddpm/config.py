@@ -159,9 +159,9 @@ class ModelConfig(Config):
     down_padding: Literal["symmetric", "asymmetric"] = Field(
         "symmetric", description="padding of the strided convolution; asymmetric: bottom and right"
     )
-    initialisation: Literal["ddpm", "xavier", "torch"] = Field(
+    initialisation: Literal["ddpm", "xavier", "torch", "zero"] = Field(
         "ddpm",
-        description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults",
+        description="ddpm: fan-avg uniform, last layers of each block near zero (Ho et al.); xavier: everywhere; torch: PyTorch's defaults; zero: the same with the last layers zero (Nichol & Dhariwal)",
     )
     fourier: bool = Field(
         False,

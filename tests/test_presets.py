@@ -106,6 +106,9 @@ def test_cifar10_improved_is_the_recipe_of_nichol_and_dhariwal() -> None:
     assert (settings.train.warmup, settings.train.grad_clip, settings.train.ema) == (0, 0.0, ("0.9999",))
     assert (settings.model.dropout, settings.model.blocks, settings.model.heads) == (0.3, 3, 4)
     assert (settings.model.attention, settings.model.scale_shift, settings.data.flip) == ((1, 2), True, False)
+    assert settings.model.initialisation == "zero"
+    path = Sampler.parse(settings.sample.sampler).path(Schedule.parse(settings.diffusion.schedule))
+    assert [int(level.t) for level in path] == [round(i * 3999 / 99) for i in range(99, -1, -1)] + [-1]
     model = meta_model("cifar10-improved")
     model.check_training()
     assert model.schedule == Schedule.parse("cosine:timesteps=4000")

@@ -320,8 +320,14 @@ def time_dim(config: ModelConfig) -> int:
 
 def initialise(network: nn.Module, how: str) -> None:
     """Set the first weights. "ddpm": Glorot-uniform, with gain 1e-5 on the last layer of each branch (Ho et al. 2020, code);
-    "xavier": Glorot-uniform everywhere; "torch": left as PyTorch made them. Biases are zero in the first two."""
-    if how == "torch":
+    "xavier": Glorot-uniform everywhere; "torch": left as PyTorch made them; "zero": the same, but zero in those last layers
+    (Nichol & Dhariwal 2021, code). Biases are zero in the first two."""
+    last_of: dict[type, str] = {ResBlock: "conv2", Attention: "out", UNet: "head"}
+    last = [getattr(module, last_of[type(module)]) for module in network.modules() if type(module) in last_of]
+    if how == "zero":
+        for parameter in (parameter for layer in last for parameter in layer.parameters()):
+            nn.init.zeros_(parameter)
+    if how in ("torch", "zero"):
         return
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -333,9 +339,8 @@ def initialise(network: nn.Module, how: str) -> None:
             if isinstance(module, Attention):
                 for weight in module.qkv.weight.chunk(3):  # three layers in one: each by its own fan-out
                     nn.init.xavier_uniform_(weight)
-            last = {ResBlock: "conv2", Attention: "out", UNet: "head"}.get(type(module))
-            if last is not None:
-                nn.init.xavier_uniform_(getattr(module, last).weight, gain=1e-5)
+        for layer in last:
+            nn.init.xavier_uniform_(layer.weight, gain=1e-5)
 
 
 def check_levels(config: ModelConfig) -> None:

@@ -396,6 +396,20 @@ def test_first_weights_are_those_of_ho_et_al() -> None:
         assert unet(images(2, 3, 16, 16), noise_labels(2)).abs().max() < 1e-3
 
 
+def test_first_weights_of_zero_are_pytorchs_but_for_the_last_layers() -> None:
+    """Nichol & Dhariwal's zero_module: so the first output is nothing, and the other weights are as PyTorch drew them."""
+    networks = []
+    for how in ("torch", "zero"):
+        torch.manual_seed(0)
+        networks.append(UNet(config(channels=32, initialisation=how), 3, 3))
+    plain, zero = networks
+    last = (".conv2.", ".out.", ".head.")
+    for (name, one), other in zip(plain.named_parameters(), zero.parameters(), strict=True):
+        expected = torch.zeros_like(one) if any(part in f".{name}" for part in last) else one
+        assert torch.equal(other, expected), name
+    assert (zero(images(2, 3, 16, 16), noise_labels(2)) == 0).all()
+
+
 # --- dropout and recomputation
 
 
