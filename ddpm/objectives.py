@@ -14,7 +14,15 @@ from torch import Tensor
 
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.registry import Component, register
-from ddpm.schedules import Level, Schedule, need_table, posterior_coefficients, posterior_variance, step_variance
+from ddpm.schedules import (
+    Level,
+    Schedule,
+    broadcast,
+    need_table,
+    posterior_coefficients,
+    posterior_variance,
+    step_variance,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Epsilon(Objective):
 
 @register("x0")
 class Original(Objective):
-    """The network predicts the clean image."""
+    """The network predicts the clean image (Ho et al. 2020, section 3.2; Salimans & Ho 2022, section 4)."""
 
     def target(self, x0: Tensor, eps: Tensor, x_t: Tensor, level: Level, schedule: Schedule) -> Tensor:
         return x0
@@ -161,9 +169,8 @@ class Previous(Objective):
         return Prediction(x0, eps_from_x0(x0, x_t, level))
 
     def _coefficients(self, x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        pair = posterior_coefficients(level, schedule.at(level.t - 1.0))
-        at_x0, at_x_t = (c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - 1)) for c in pair)
-        return at_x0, at_x_t
+        at_x0, at_x_t = posterior_coefficients(level, schedule.at(level.t - 1.0))
+        return broadcast(at_x0, x), broadcast(at_x_t, x)
 
 
 @register("edm")

@@ -32,12 +32,20 @@ class Laplace(ContinuousSchedule):
 
     def draw(self, u: Tensor) -> Tensor:
         """The times of log-SNRs above which a share u of the distribution between the ends lies."""
-        cleanest, noisiest = self._share_above(self.log_snr_max), self._share_above(self.log_snr_min)
-        above = cleanest + u.to(torch.float64) * (noisiest - cleanest)
-        distance = -self.b * torch.log(2.0 * torch.minimum(above, 1.0 - above))
-        log_snr = self.mu + torch.where(above < 0.5, distance, -distance)
+        u, high, low = u.to(torch.float64), self.log_snr_max - self.mu, self.log_snr_min - self.mu
+        if high + low < 0:  # most of the range is below mu: mirrored, so that shares are not differences of numbers near 1
+            log_snr = self.mu - self._quantile(1.0 - u, -low, -high)
+        else:
+            log_snr = self.mu + self._quantile(u, high, low)
         return self.inverse(log_snr).clamp(0.0, LAST_TIME)
 
-    def _share_above(self, log_snr: float) -> float:
-        tail = 0.5 * math.exp(-abs(log_snr - self.mu) / self.b)
-        return tail if log_snr > self.mu else 1.0 - tail
+    def _quantile(self, u: Tensor, high: float, low: float) -> Tensor:
+        """The number between high and low, counted from mu, above which a share u of what is between them lies."""
+        end = self._share_above(high)
+        above = end + u * (self._share_above(low) - end)
+        distance = -self.b * torch.log(2.0 * torch.minimum(above, 1.0 - above))
+        return torch.where(above < 0.5, distance, -distance)
+
+    def _share_above(self, distance: float) -> float:
+        tail = 0.5 * math.exp(-abs(distance) / self.b)
+        return tail if distance > 0 else 1.0 - tail

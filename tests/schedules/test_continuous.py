@@ -152,6 +152,17 @@ def test_laplace_draws_from_that_distribution_between_its_ends(spec: str, exactn
     assert (even - even.mean()).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("mu", [2.0, 12.0, 30.0, 300.0])
+def test_laplace_far_to_either_side_is_its_mirror_image(mu: float) -> None:
+    """Where the range holds next to nothing of the distribution, what it holds is an exponential one from an end of it."""
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    clean, noisy = (Schedule.parse(f"laplace:mu={value}") for value in (mu, -mu))
+    found, mirrored = clean.at(clean.draw(u)).log_snr, noisy.at(noisy.draw(1 - u)).log_snr
+    assert (found + mirrored).abs().max() < 1e-9
+    if mu >= 12:
+        assert (found - (10 + 0.5 * torch.log1p(-u))).abs().max() < 1e-6
+
+
 def test_laplace_is_that_of_diffusers_where_that_follows_the_paper(exactness: Exactness) -> None:
     """Theirs takes alpha for alpha^2, adds 1e-6 inside the logarithm, and has float32 betas that start at 1 - alpha(0)."""
     from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
