@@ -218,7 +218,7 @@ class DiffusionConfig(Config):
     )
     label_drop: Probability = Field(0.1, description="probability of training without the label (needed for guidance)")
     thresholding: str = Field(
-        "clip", description="what samplers do to the predicted x0 unless told otherwise: clip, none"
+        "clip", description="what samplers do to the predicted x0 unless told otherwise: clip, dynamic, none"
     )
 
 

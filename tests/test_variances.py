@@ -114,7 +114,7 @@ def test_the_analytic_variance_is_the_best_for_gaussian_data(exactness: Any) -> 
     decoder = found.log_variance(level, schedule.clean, floor=schedule.floor_variance)
     expected = (level.sigma**2 * variance / (level.alpha**2 * variance + level.sigma**2)).log()
     worst = max(worst, float((decoder - expected).abs()))
-    exactness("variance analytic", "Gaussian data in closed form", "exact", worst, 1e-6)
+    exactness("variance analytic", "Gaussian data in closed form", "exact", worst, 1e-9)
 
     several = schedule.at(torch.tensor([1.0, 700.0]))  # a level for each image
     found = Variance.parse("analytic").attach(prediction(x, several), eps_square, several, schedule)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.config import ModelConfig
 from ddpm.errors import ConfigError
-from ddpm.models.unet import Dropout, check_levels, label_rows, padded, run_block, sinusoids, time_dim
+from ddpm.models.unet import Dropout, check_levels, label_rows, padded, run_block, sinusoids, time_dim, told
 from ddpm.randomness import Stream
 
 _HALF = math.sqrt(0.5)
@@ -255,8 +255,8 @@ class SongUNet(nn.Module):
         if self.map_label is not None and labels is not None:
             one_hot = F.one_hot(labels, self.num_labels).to(h.dtype)
             h = h + self.map_label(one_hot * math.sqrt(self.num_labels))
-        if self.map_augment is not None and augment is not None:
-            h = h + self.map_augment(augment)
+        if self.map_augment is not None:
+            h = h + self.map_augment(told(augment, self.map_augment, len(h)))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(h))))
 
     def _encode(self, x: Tensor, embedding: Tensor, stream: Stream | None) -> tuple[Tensor, list[Tensor]]:

@@ -282,8 +282,8 @@ class UNet(nn.Module):
         x, (rows, columns) = padded(x, len(self.config.channel_mults))
         labels = None if self.config.conditioning == "none" else label_rows(condition, self.num_labels)
         embedded = sinusoids(noise_label, self.config.channels, self.config.time_embedding, self.config.time_exponent)
-        if self.augment is not None and augment is not None:
-            embedded = embedded + self.augment(augment)
+        if self.augment is not None:
+            embedded = embedded + self.augment(told(augment, self.augment, len(x)))
         time = self.time(embedded)
         if self.label is not None and labels is not None:
             time = time + self.label(labels)
@@ -381,6 +381,12 @@ def label_rows(condition: Tensor | None, num_labels: int) -> Tensor | None:
         return None
     assert condition is not None, "a conditional network needs labels; -1 stands for none"
     return torch.where(condition < 0, num_labels - 1, condition)
+
+
+def told(augment: Tensor | None, layer: nn.Linear, n: int) -> Tensor:
+    """(n, augment_labels): what was done to images, zeros for None. So no weight is ever without a gradient, which
+    data-parallel training would take for a mistake."""
+    return layer.weight.new_zeros(n, layer.in_features) if augment is None else augment
 
 
 def run_block(config: ModelConfig, block: nn.Module, stream: Stream | None, *inputs: Tensor | None) -> Tensor:

@@ -77,7 +77,7 @@ def train(
         Sampler.parse(settings.sample.sampler).path(model.schedule)
         if isinstance(Thresholding.parse(settings.diffusion.thresholding), OfModel):
             raise ConfigError(
-                "--diffusion.thresholding=model is what samplers say; choose the model's own: clip or none."
+                "--diffusion.thresholding=model is what samplers say; choose the model's own: clip, dynamic or none."
             )
         parse_decays(settings.train.ema)
         if settings.model.norm == "batch" and (world.size > 1 or settings.train.micro_batch is not None):

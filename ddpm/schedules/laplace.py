@@ -33,7 +33,9 @@ class Laplace(ContinuousSchedule):
     def draw(self, u: Tensor) -> Tensor:
         """The times of log-SNRs above which a share u of the distribution between the ends lies."""
         u, high, low = u.to(torch.float64), self.log_snr_max - self.mu, self.log_snr_min - self.mu
-        if high + low < 0:  # most of the range is below mu: mirrored, so that shares are not differences of numbers near 1
+        if (
+            high + low < 0
+        ):  # most of the range is below mu: mirrored, so that shares are not differences of numbers near 1
             log_snr = self.mu - self._quantile(1.0 - u, -low, -high)
         else:
             log_snr = self.mu + self._quantile(u, high, low)

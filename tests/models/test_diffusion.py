@@ -370,6 +370,15 @@ def test_a_label_that_says_none_is_refused_where_the_model_never_saw_it() -> Non
 # --- augmentation
 
 
+@pytest.mark.parametrize("network", ["unet", "song-unet"])
+def test_every_weight_learns_where_a_network_that_hears_of_augmentation_is_told_of_none(network: str) -> None:
+    """Several processes would stop at a weight without a gradient; what one hears does not change."""
+    settings = ModelConfig(network=network, channels=8, channel_mults=(1, 2), blocks=1, augment_labels=9)
+    model = build_diffusion(settings, DiffusionConfig(), SHAPE, 0)
+    model(images(2), None, stream(2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 class Told(Wave):
     """Keeps what it was told of augmentation."""
 
