@@ -45,7 +45,7 @@ test: setup
 	$(PYTEST) -n $(WORKERS) --cov --cov-report=term
 
 exactness: setup
-	$(PYTEST) -n $(WORKERS) --exactness-out docs
+	$(PYTEST) -n $(WORKERS) --exactness-out=docs tests
 
 test-slow: setup
 	$(PYTEST) -m slow --timeout 900

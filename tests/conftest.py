@@ -88,8 +88,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     (out / "exactness.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, by name, what Debian's data set is needed for where it is missing."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, by name, what Debian's data set is needed for where it is missing; for the table of evidence run its tests alone."""
+    if config.getoption("--exactness-out") is not None:
+        items[:] = [item for item in items if "exactness" in getattr(item, "fixturenames", ())]
     if FASHION_MNIST.exists():
         return
     missing = pytest.mark.skip(reason=f"{FASHION_MNIST} is missing: apt-get install dataset-fashion-mnist")
