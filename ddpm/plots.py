@@ -101,6 +101,9 @@ def fronts(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> None
                 xs, ys, low, high = zip(*points, strict=True)
                 bars = [[y - a for y, a in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
                 axes.errorbar(xs, ys, yerr=bars, label=name, marker="o", markersize=4, capsize=3, linewidth=1.2)
+            costs = [point[0] for points in panel.series.values() for point in points]
+            if min(costs) == max(costs):  # a logarithmic axis cannot be fitted to one value
+                axes.set_xlim(min(costs) / 2, max(costs) * 2)
             axes.grid(alpha=0.3, which="both")
             axes.legend(fontsize=8)
         with atomic_path(path) as temporary:

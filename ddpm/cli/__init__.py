@@ -23,7 +23,7 @@ VERBS = {
     "data": "look at a data set, or prepare it",
     "features": "train the small classifier that evaluation compares by, or list extractors",
     "info": "what a run folder or a checkpoint is",
-    "doctor": "why are the samples of a run bad; without a run, what is wrong with this machine",
+    "doctor": "why a run's samples are bad; without a run, what is wrong with this machine",
 }
 """Verb -> its line in `ddpm --help`, in the order shown."""
 

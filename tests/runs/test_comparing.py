@@ -12,11 +12,11 @@ from ddpm.images import read_image
 
 
 def line(
-    step: int, value: float, extractor: str = "tiny-cnn", count: int = 100, data: str = "digits"
+    step: int, value: float, extractor: str = "tiny-cnn", count: int = 100, data: str = "digits", pixels: str = "uint8"
 ) -> dict[str, Any]:
     name = "FID" if extractor == "inception-tf" else f"fd_{extractor}"
     return {
-        "step": step, "num_images": count, "quantisation": "uint8", "source": "x",
+        "step": step, "num_images": count, "quantisation": pixels, "source": "x",
         "extractor": {"extractor": extractor, "extractor_sha256": "abcdef0123"},
         "reference": {"name": data, "n": count, "fingerprint": "fedcba9876"},
         "recipe": {"sampler": "ddim:steps=50,eta=0.0", "guidance": 1.0},
@@ -57,10 +57,13 @@ def test_other_protocols_stand_apart(place, capsys):
 
 
 def test_published_figures_stand_by_their_protocol(place, capsys):
-    write(place / "one", [line(10, 5.0, "inception-tf", 50_000, "cifar10")])
-    assert main(["metrics", "one"]) == 0
-    out = capsys.readouterr().out
-    assert "3.17" in out and "1000 evaluations (Ho et al. 2020, table 1)" in out
+    ho = "1000 evaluations (Ho et al. 2020, table 1)"  # of pixels that were not rounded
+    for pixels, there in (("uint8", False), ("none", True)):
+        write(place / pixels, [line(10, 5.0, "inception-tf", 50_000, "cifar10", pixels)])
+        assert main(["metrics", pixels]) == 0
+        out = capsys.readouterr().out
+        assert ("3.17" in out and ho in out) is there
+        assert ("13.36" in out) is not there, "DDIM's figures are of 8-bit files"
 
 
 @pytest.mark.parametrize("make", [lambda place: None, lambda place: (place / "one").mkdir()])
