@@ -11,11 +11,8 @@ from ddpm.cli.stats import add_extractor
 from ddpm.errors import ConfigError
 
 EXAMPLES = (
-    ("ddpm sweep runs/digits", "six samplers at 5 to 50 network evaluations, beside 1000-step ancestral sampling"),
-    (
-        "ddpm sweep runs/digits --samplers 'ddim heun:churn=10 ddpm:steps=200' --evaluations 10,20",
-        "a table of your own",
-    ),
+    ("ddpm sweep runs/digits", "six samplers at 5 to 50 evaluations, beside 1000-step ancestral sampling"),
+    ("ddpm sweep runs/digits --samplers 'ddim heun ddpm:steps=99' --evaluations 19", "your own"),
     ("ddpm sweep runs/digits --baseline none --num-images 200", "quick: no 1000-step baseline"),
 )
 
