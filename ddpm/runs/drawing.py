@@ -126,12 +126,17 @@ class Recipe:
         chunk: int | None,
         labels: Labels | None,
     ) -> "Recipe":
-        """What was asked, filled up with what the model's run recommends; raises ConfigError."""
-        advice, held = model.config.sample, model.recommended or {}
+        """What was asked, filled up with what the model's run recommends; raises ConfigError.
+
+        What a sweep found belongs to its sampler, so it counts where no sampler is asked for.
+        """
+        advice, held = model.config.sample, {} if sampler else model.recommended or {}
         chunk = advice.chunk if chunk is None else chunk
         sampling.check_chunk(chunk)
         if guidance is None:
-            guidance = advice.guidance if sampler else held.get("guidance", advice.guidance)
+            guidance = held.get("guidance", advice.guidance)
+        if thresholding is None:
+            thresholding = held.get("thresholding")
         guide = Guide.open(guidance, model.diffusion, model.classes, machine)
         numbers = class_indices(labels, guide.classes or model.classes)
         sampling.check_labels(model.diffusion, numbers, len(guide.classes))

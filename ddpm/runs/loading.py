@@ -94,7 +94,8 @@ def _recommendation(path: Path, trusted: bool) -> dict[str, Any] | None:
         raise CheckpointError(f"{place}: cannot be read as a JSON object; remove it, or write it anew by `ddpm sweep`.")
     if not isinstance(held.get("sampler"), str):
         raise CheckpointError(f"{place}: has no 'sampler'; remove it, or write it anew by `ddpm sweep`.")
-    if not trusted and (named := outside_code(held["sampler"]) + outside_code(str(held.get("guidance")))):
+    specs = [str(held.get(option, "")) for option in ("sampler", "guidance", "thresholding")]
+    if not trusted and (named := [name for spec in specs for name in outside_code(spec)]):
         raise ConfigError(f"{place} names code from outside ddpm, {named[0]}; if you trust it, pass --trust-code.")
     return held
 
