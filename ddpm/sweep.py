@@ -139,5 +139,5 @@ def verdict(cells: Sequence[Cell], baseline: Cell, budget: int) -> str:
     words = "no worse than" if best.quality.value <= limit else "worse than"
     return (
         f"{best.label} with {best.evaluations:g} evaluations ({best.quality.value:.4g}) is {words} {baseline.label} with "
-        f"{baseline.evaluations:g} ({baseline.quality.value:.4g}), in 1/{baseline.seconds.value / best.seconds.value:.0f} of its time."
+        f"{baseline.evaluations:g} ({baseline.quality.value:.4g}), in 1/{baseline.seconds.value / best.seconds.value:.3g} of its time."
     )

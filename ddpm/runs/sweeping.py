@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -158,22 +158,30 @@ class _Bench:
         judged = [
             self._judge(label, drawing, statistics) for (label, _), drawing in zip(planned, drawings, strict=True)
         ]
-        self.machine.place(self.model.diffusion)
-        self.say.info(f"timing: {rounds} rounds of {self.recipe.chunk} images each, after one to warm up.")
-        counts = [self._evaluations(drawing) for drawing in drawings]
-        chunk_s = study.interleave({i: self._one_chunk(d) for i, d in enumerate(drawings)}, rounds)
+        costs = self.world.broadcast(self._costs(drawings, rounds) if self.world.is_main else None)
         return [
             Cell(
                 sampler.spec,
                 label,
                 sampler.count(self.model.diffusion.schedule),
-                counts[i],
-                *judged[i][:1],
-                Estimate(*(value / self.recipe.chunk for value in vars(chunk_s[i]).values())),
-                judged[i][1],
+                evaluations,
+                quality,
+                seconds,
+                checksum,
             )
-            for i, (label, sampler) in enumerate(planned)
+            for (label, sampler), (quality, checksum), (evaluations, seconds) in zip(
+                planned, judged, cast(list[tuple[float, Estimate]], costs), strict=True
+            )
         ]
+
+    def _costs(self, drawings: Sequence[Drawing], rounds: int) -> list[tuple[float, Estimate]]:
+        """Network evaluations and seconds of an image: by one process, while the others rest."""
+        self.machine.place(self.model.diffusion)
+        self.say.info(f"timing: {rounds} rounds of {self.recipe.chunk} images each, after one to warm up.")
+        counts = [self._evaluations(drawing) for drawing in drawings]
+        chunk_s = study.interleave({i: self._one_chunk(d) for i, d in enumerate(drawings)}, rounds)
+        image_s = [Estimate(*(value / self.recipe.chunk for value in vars(chunk_s[i]).values())) for i in chunk_s]
+        return list(zip(counts, image_s, strict=True))
 
     def _judge(self, label: str, drawing: Drawing, statistics: ReferenceStatistics) -> tuple[Estimate, str]:
         """The distance of the images, and their checksum."""

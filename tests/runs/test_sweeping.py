@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 import ddpm
 from ddpm import runs, sampling
 from ddpm.cli import main
+from ddpm.cli.sweep import EXAMPLES, parse_sweep
 from ddpm.rundir import read_json
+from ddpm.samplers import Sampler
 
 ASKED = {"samplers": ("ddim", "ddpm:steps=3"), "evaluations": (2, 4), "num_images": 80, "rounds": 1, "quiet": True}
 
@@ -60,6 +63,29 @@ def test_sample_draws_by_what_was_recommended_and_says_so(run, capsys):
     assert "sampling.json" not in capsys.readouterr().out
 
 
+def test_what_was_recommended_is_drawn_with_the_thresholding_it_was_judged_with(run):
+    runs.sweep(run, baseline=None, thresholding="dynamic:percentile=0.9", **{**ASKED, "samplers": ("ddim:steps=2",)})
+    judged = read_json(run / "sampling.json")["thresholding"]
+    how = {"num_images": 1, "chunk": 1, "gif": False, "quiet": True}
+    assert runs.sample(run, **how).recipe["thresholding"] == judged == "dynamic:percentile=0.9,max=none"
+    for asked in ({"sampler": "ddim:steps=2"}, {"thresholding": "model"}):
+        assert runs.sample(run, **how, **asked).recipe["thresholding"] == "clip"
+
+
+def test_two_processes_judge_as_one_does(run, zygote, tmp_path):
+    words = ["sweep", run, "--samplers=ddim", "--evaluations=2", "--baseline=none", "--num-images=12", "--rounds=1"]
+    rows = []
+    for count in (1, 2):
+        ended = zygote.run(
+            *words, "--chunk=4", f"--out={tmp_path / str(count)}", "--device=cpu", cwd=tmp_path, processes=count
+        )
+        assert ended.code == 0
+        (row,) = csv.DictReader((tmp_path / str(count) / "sweep.csv").read_text().splitlines())
+        rows.append({name: value for name, value in row.items() if not name.startswith("seconds")})
+        assert float(row["seconds"]) > 0
+    assert rows[0] == rows[1]
+
+
 def test_a_second_model_is_counted_and_its_path_recommended_for_every_working_folder(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     spec = "autoguidance:model=run/checkpoints/step-00000003,weight=1"
@@ -71,6 +97,13 @@ def test_a_second_model_is_counted_and_its_path_recommended_for_every_working_fo
     assert runs.sample(run, num_images=1, chunk=1, gif=False).recipe["guidance"] == recommended
 
 
+@pytest.mark.parametrize("command", [command for command, _ in EXAMPLES])
+def test_the_examples_name_samplers_that_there_are(command):
+    options, _ = parse_sweep(shlex.split(command)[2:])
+    for spec in options.samplers:
+        Sampler.parse(spec)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -78,6 +111,7 @@ def test_a_second_model_is_counted_and_its_path_recommended_for_every_working_fo
         ('{"guidance": 1}', "sampling.json: has no 'sampler'"),
         ('{"sampler": "evil:Sampler"}', "sampling.json names code from outside ddpm"),
         ('{"sampler": "ddim", "guidance": "classifier:model=evil:Net"}', "names code from outside ddpm, evil:Net"),
+        ('{"sampler": "ddim", "thresholding": "evil:Clip"}', "names code from outside ddpm, evil:Clip"),
     ],
 )
 def test_a_recommendation_that_cannot_be_used_is_told(run, capsys, content, sentence):
