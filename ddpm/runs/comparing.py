@@ -91,6 +91,7 @@ def _protocol(line: dict[str, Any]) -> str:
     extractor, reference = line["extractor"], line["reference"]
     which = reference.get("fingerprint") or reference.get("sha256") or ""
     count = "statistics" if line["num_images"] is None else f"{line['num_images']:,} images"
+    count += ", pixels not rounded" if line.get("quantisation") == "none" else ""
     weights = f" ({str(extractor['extractor_sha256'])[:8]})" if "extractor_sha256" in extractor else ""
     return f"{count} against {reference['name']} ({which[:8]}) by {extractor['extractor']}{weights}"
 

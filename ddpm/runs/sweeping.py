@@ -298,12 +298,12 @@ def _panels(cells: Sequence[Cell]) -> list[plots.Panel]:
     ]
     panels = []
     for caption, cost in costs:
-        series: dict[str, list[plots.Point]] = {}
+        series: dict[str, list[plots.Point]] = {cell.label: [] for cell in cells}  # one colour a label in every panel
         for cell in sorted(cells, key=cost):
             low, high = cell.quality.low, cell.quality.high
             value = cell.quality.value
             point = (cost(cell), value, value if low is None else low, value if high is None else high)
-            series.setdefault(cell.label, []).append(point)
+            series[cell.label].append(point)
         line = [(cost(cell), cell.quality.value) for cell in study.front(cells, cost)]
         panels.append(plots.Panel(caption, series, line))
     return panels
