@@ -148,6 +148,10 @@ class ModelConfig(Config):
     norm_groups: Positive = Field(
         32, description="groups of group normalisation (fewer where the channels do not divide)"
     )
+    norm_groups_exact: bool = Field(
+        False,
+        description="keep norm_groups even on levels of no more channels, whose second norm then loses the embeddings (imported networks)",
+    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the normalisation")
     scale_shift: bool = Field(
         False, description="the time embedding scales and shifts the second norm instead of being added before it"

@@ -17,6 +17,7 @@ from ddpm.errors import ConfigError
 from ddpm.evaluation.bound import VariationalBound
 from ddpm.evaluation.flow import ProbabilityFlow
 from ddpm.evaluation.likelihood import Likelihood
+from ddpm.formats import Format
 from ddpm.guidance import Guidance
 from ddpm.losses import Criterion
 from ddpm.objectives import Objective
@@ -33,6 +34,7 @@ from ddpm.weightings import Weighting
 KINDS: list[type[Component]] = [
     Schedule, Objective, Sampler, Grid, Thresholding, Dataset, EMADecay, Variance, Weighting, Times, Criterion,
     Augmentation, Likelihood, Guidance,
+    Format,
 ]  # fmt: skip
 NEEDED = {"autoguidance": ":model=runs/a", "classifier": ":model=a.safetensors"}
 """Options without a default."""

@@ -22,7 +22,9 @@ VERBS = {
     "metrics": "what runs have measured, side by side",
     "data": "look at a data set, or prepare it",
     "features": "train the small classifier that evaluation compares by, or list extractors",
-    "info": "what a run folder or a checkpoint is",
+    "import": "make a run of another program's checkpoint",
+    "export": "write a checkpoint as another program reads it",
+    "info": "what a run folder, a checkpoint or another program's file is",
     "doctor": "why a run's samples are bad; without a run, what is wrong with this machine",
 }
 """Verb -> its line in `ddpm --help`, in the order shown."""

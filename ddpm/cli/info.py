@@ -7,6 +7,7 @@ from ddpm.cli import flags
 EXAMPLES = (
     ("ddpm info runs/digits", "a run: its config, steps, checkpoints"),
     ("ddpm info runs/digits/checkpoints/step-00001500", "one of its checkpoints"),
+    ("ddpm info ckpt.pt", "another program's file"),
 )
 
 
@@ -22,9 +23,12 @@ def run(argv: Sequence[str]) -> int:
 def parser() -> flags.Parser:
     """Flags of the verb."""
     made = flags.Parser(
-        "info", "SOURCE [flags]", "Say what a run folder or a checkpoint is. No code it names is run.", EXAMPLES
+        "info",
+        "SOURCE [flags]",
+        "Say what a run folder, a checkpoint or another program's file is. No code it names is run.",
+        EXAMPLES,
     )
-    made.add_argument("source", metavar="SOURCE", help="a run folder or a checkpoint")
+    made.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint, or another program's file")
     made.own.add_argument(
         "--trust-code", action="store_true", help="count parameters by building the network, running code it names"
     )

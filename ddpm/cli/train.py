@@ -17,6 +17,7 @@ EXAMPLES = (
     ("ddpm train cifar10 --batch-size 64 --processes 4", "a preset with a change, on four GPUs"),
     ("ddpm train folder --data.path photos --data.size 64", "your own images"),
     ("ddpm train --config runs/digits/config.yaml --name again", "the config of another run"),
+    ("ddpm train folder --data.path photos --init ckpt.pt", "start from another program's weights"),
 )
 
 
@@ -26,6 +27,7 @@ class TrainOptions:
 
     run_dir: Path
     resume: str = "auto"
+    init: str | None = None
     stop_after_s: float | None = None
     processes: int = 1
     restarts: int = 0
@@ -52,7 +54,12 @@ def start(settings: config.RunConfig, options: TrainOptions) -> int:
     from ddpm import runs
 
     result = runs.train(
-        settings, options.run_dir, resume=options.resume, stop_after_s=options.stop_after_s, dry_run=options.dry_run
+        settings,
+        options.run_dir,
+        resume=options.resume,
+        init=options.init,
+        stop_after_s=options.stop_after_s,
+        dry_run=options.dry_run,
     )
     return EXIT_STOPPED if result.stopped else 0
 
@@ -88,7 +95,9 @@ def parse_train(argv: Sequence[str]) -> tuple[config.RunConfig, TrainOptions]:
     """The words after `ddpm train` as a valid config and options; raises ConfigError."""
     given = parser().parse(argv)
     if given.preset is None and given.config is None:
-        raise ConfigError(f"give a preset or --config FILE; presets: {', '.join(presets.PRESETS)}.")
+        given.config = _config_of_run(given)
+    if given.init is not None:
+        _check_init(given.typed)
     layers = []
     if given.preset is not None:
         layers.append((f"preset {given.preset}", _preset(given.preset)))
@@ -98,6 +107,7 @@ def parse_train(argv: Sequence[str]) -> tuple[config.RunConfig, TrainOptions]:
     return settings, TrainOptions(
         run_dir=_run_dir(given),
         resume=given.resume,
+        init=given.init,
         stop_after_s=None if given.stop_after is None else config.duration_s(given.stop_after),
         processes=given.processes,
         restarts=given.restarts,
@@ -124,6 +134,11 @@ def parser() -> flags.Parser:
         help="auto: go on if the folder holds a checkpoint; never: refuse then; must: refuse otherwise; PATH: from that one",
     )  # fmt: skip
     own.add_argument(
+        "--init",
+        metavar="SOURCE",
+        help="start a new run from the weights, the network and the diffusion of a run, a checkpoint or another program's file",
+    )
+    own.add_argument(
         "--stop-after", metavar="TIME", help="save and end after 90s, 20m or 1.5h; the same command goes on"
     )
     own.add_argument(
@@ -144,6 +159,25 @@ def parser() -> flags.Parser:
     flags.add_fields(made)
     made.epilog = "Switches: --data.flip or --data.flip true; --no-data.flip or --data.flip false."
     return made
+
+
+def _config_of_run(given: argparse.Namespace) -> Path:
+    """The config.yaml of the run that is named, an imported one say; raises ConfigError where there is none."""
+    if given.run_dir is not None or given.name is not None:
+        path = _run_dir(given) / "config.yaml"
+        if path.is_file():
+            return path
+    raise ConfigError(f"give a preset or --config FILE; presets: {', '.join(presets.PRESETS)}.")
+
+
+def _check_init(typed: flags.Typed) -> None:
+    """Raise ConfigError for flags that --init would pass over."""
+    kept = ("model.dropout", "model.gradient_checkpointing")
+    for name, flag in typed.spelling.items():
+        if name.startswith(("model.", "diffusion.")) and name not in kept:
+            raise ConfigError(
+                f"{flag} cannot go with --init, which brings the network and the diffusion; leave it out."
+            )
 
 
 def run_name(name: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.config import DiffusionConfig, ModelConfig, nest
+from ddpm.config import DiffusionConfig, ModelConfig
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import reason
 from ddpm.registry import Component
@@ -40,7 +40,7 @@ class Snapshot:
         optimizer: Adam's tensors, "<name>.exp_avg", "<name>.exp_avg_sq" and "<name>.step"; {} where there are none.
         step: optimizer steps done; 0 where it is not known.
         sampler: how that program draws, as a spec.
-        dataset: what it was trained on, where the format says so.
+        data: fields of DataConfig that the format says or implies, such as {"dataset": "cifar10"}.
         train: fields of TrainConfig that the format says or implies, such as {"lr": 2e-4}.
         notes: sentences for the user, on what was assumed.
     """
@@ -54,18 +54,19 @@ class Snapshot:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     sampler: str = "ddpm"
-    dataset: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """The nested fields of a RunConfig that the snapshot decides."""
-        flat = {"sample.sampler": self.sampler, **{f"train.{name}": value for name, value in self.train.items()}}
-        if self.emas:
-            flat["train.ema"] = tuple(self.emas)
-        if self.dataset is not None:
-            flat["data.dataset"] = self.dataset
-        return {**nest(flat), "model": self.model.model_dump(), "diffusion": self.diffusion.model_dump()}
+        return {
+            "data": {"dataset": "folder", **self.data},  # a folder is not taken for granted: it needs its path
+            "model": self.model.model_dump(),
+            "diffusion": self.diffusion.model_dump(),
+            "train": {**self.train, "ema": tuple(self.emas)},
+            "sample": {"sampler": self.sampler},
+        }
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.config import ModelConfig
-from ddpm.errors import CheckpointError
+from ddpm.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,18 @@ def parts(config: ModelConfig) -> Iterator[Part]:
             index += 1
 
 
+def check_groups(model: ModelConfig, title: str) -> None:
+    """Raise ConfigError for widths at which a network whose norms all have 32 groups is another one than ours."""
+    widths = [model.channels, *(model.channels * mult for mult in model.channel_mults)]
+    if wrong := [width for width in widths if width % 32]:
+        raise ConfigError(f"--format {title}: its levels have multiples of 32 channels, not {wrong[0]}.")
+    if 32 in widths and not model.norm_groups_exact:
+        raise ConfigError(
+            f"--format {title}: its norms have 32 groups, ours of 32 channels fewer groups after the embedding; "
+            "only a network with --model.norm-groups-exact can be written."
+        )
+
+
 def to_ours(
     rules: Iterable[Rule], theirs: Mapping[str, Tensor], path: Path, ignored: Iterable[str] = ()
 ) -> dict[str, Tensor]:
@@ -159,8 +171,9 @@ def to_ours(
 
 
 def to_theirs(rules: Iterable[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors from ours."""
+    """Their tensors from ours, the bias of a layer right behind its weight, which is the order of parameters."""
     found: dict[str, Tensor] = {}
     for rule in rules:
         found |= {name: part.contiguous() for name, part in zip(rule.theirs, rule.split(ours[rule.ours]), strict=True)}
-    return found
+    pairs = [(name, f"{name.removesuffix('.weight')}.bias") for name in found]
+    return {name: found[name] for pair in pairs for name in pair if name in found}

@@ -12,9 +12,10 @@ from ddpm.config import DiffusionConfig, ModelConfig
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path
 from ddpm.formats.base import Format, Snapshot, Source, torch_bytes
-from ddpm.formats.names import Part, Rule, parts, same, stacked, time_rules, to_ours, to_theirs
+from ddpm.formats.names import Part, Rule, check_groups, parts, same, stacked, time_rules, to_ours, to_theirs
 from ddpm.models.unet import sinusoids
 from ddpm.registry import register
+from ddpm.schedules import Linear, Schedule, need_table
 
 _TABLE = "time_embedding.timembedding.0.weight"
 _KEYS = {"net_model", "ema_model", "optim", "step"}
@@ -71,7 +72,7 @@ class PytorchDDPM(Format):
             optimizer=_adam(content["optim"], net, rules, source.path),
             step=int(content["step"]) + 1,  # it writes the number of the step just done, counted from 0
             sampler="ddpm",
-            dataset="cifar10",
+            data={"dataset": "cifar10", "flip": True},
             train=_train(content["optim"]),
             notes=(
                 f"the file does not hold the betas: {self.beta_1:g} to {self.beta_T:g} are taken, by {self.mean_type} and {self.var_type}; "
@@ -82,7 +83,7 @@ class PytorchDDPM(Format):
     def save(self, snapshot: Snapshot, path: Path) -> None:
         """Write a ckpt.pt that pytorch-ddpm's own code loads with strict keys."""
         _check_expressible(snapshot)
-        timesteps = int(snapshot.diffusion.schedule.partition("timesteps=")[2].partition(",")[0])
+        timesteps = need_table(Schedule.parse(snapshot.diffusion.schedule), "pytorch-ddpm").timesteps
         rules = [*_rules(snapshot.model)]
         table = sinusoids(torch.arange(timesteps), snapshot.model.channels, "interleaved")
         net = {_TABLE: table, **to_theirs(rules, snapshot.weights)}
@@ -157,6 +158,7 @@ def _architecture(net: Mapping[str, Tensor], path: Path) -> ModelConfig:
             blocks=len(widths[0]),
             attention=tuple(dict.fromkeys(attention)),
             time_embedding="interleaved",
+            norm_groups_exact=True,
         )
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
@@ -218,6 +220,7 @@ def _adam_theirs(snapshot: Snapshot, net: Mapping[str, Tensor], rules: list[Rule
 def _train(optim: Mapping[str, Any]) -> dict[str, Any]:
     group = optim["param_groups"][0]
     return {
+        "steps": 800_000,
         "lr": float(group.get("initial_lr", group["lr"])),
         "betas": tuple(group["betas"]),
         "adam_eps": float(group["eps"]),
@@ -236,7 +239,13 @@ def _check_expressible(snapshot: Snapshot) -> None:
             )
     if model.time_embedding == "cos-sin":
         raise ConfigError("--format pytorch-ddpm: its network has no --model.time-embedding=cos-sin.")
-    if not diffusion.schedule.startswith("linear") or "scaled=true" in diffusion.schedule:
+    check_groups(model, "pytorch-ddpm")
+    if diffusion.objective.partition(":")[0] not in _MEANS.values() or "label_scale" in diffusion.objective:
+        raise ConfigError(f"--format pytorch-ddpm: it knows no --diffusion.objective={diffusion.objective}.")
+    if diffusion.variance not in ("fixed-large", "fixed-small"):
+        raise ConfigError(f"--format pytorch-ddpm: it knows no --diffusion.variance={diffusion.variance}.")
+    schedule = Schedule.parse(diffusion.schedule)
+    if not isinstance(schedule, Linear) or schedule.scaled:
         raise ConfigError(f"--format pytorch-ddpm: it knows the linear schedule alone, not {diffusion.schedule}.")
     if snapshot.shape[0] != 3:
         raise ConfigError(f"--format pytorch-ddpm: its images have 3 channels, not {snapshot.shape[0]}.")

@@ -164,8 +164,8 @@ class SongUNet(nn.Module):
     """
 
     UNUSED = frozenset(
-        {"head_channels", "time_embedding", "time_exponent", "activation", "norm", "norm_eps", "scale_shift"}
-        | {"resample", "down_padding", "initialisation"}
+        {"head_channels", "time_embedding", "time_exponent", "activation", "norm", "norm_groups_exact", "norm_eps"}
+        | {"scale_shift", "resample", "down_padding", "initialisation"}
     )
     """Fields of ModelConfig that it does not have."""
 

@@ -52,9 +52,9 @@ def make_norm(config: ModelConfig, channels: int) -> nn.Module:
 
 def make_shifted_norm(config: ModelConfig, channels: int) -> nn.Module:
     """The norm over an added embedding: group norm has at least two channels a group, since a group of one takes out
-    whatever constant was added to it."""
+    whatever constant was added to it; `norm_groups_exact` leaves the number as it is."""
     groups = math.gcd(config.norm_groups, channels)
-    if config.norm != "group" or groups < channels:
+    if config.norm != "group" or groups < channels or config.norm_groups_exact:
         return make_norm(config, channels)
     return _group_norm(config, max(d for d in range(1, channels // 2 + 1) if channels % d == 0), channels)
 

@@ -6,6 +6,7 @@ from ddpm.runs.diagnosing import Diagnosis, diagnose
 from ddpm.runs.drawing import SampleResult, draw_images, sample
 from ddpm.runs.editing import editor
 from ddpm.runs.evaluating import Evaluation, evaluate, stats
+from ddpm.runs.exchanging import export_checkpoint, import_checkpoint
 from ddpm.runs.likelihoods import likelihood
 from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.showing import contact_sheet, data_info, data_prepare, info
@@ -27,7 +28,9 @@ __all__ = [
     "draw_images",
     "editor",
     "evaluate",
+    "export_checkpoint",
     "find_checkpoint",
+    "import_checkpoint",
     "info",
     "likelihood",
     "load",

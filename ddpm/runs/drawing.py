@@ -153,7 +153,7 @@ class Recipe:
     def written(self, model: Model) -> dict[str, Any]:
         """As it stands in recipe.json."""
         return {
-            "weights_sha256": files.sha256(model.source / f"{model.weights}.safetensors"),
+            "weights_sha256": model.weights_sha256,
             "weights": model.weights,
             "step": model.step,
             "sampler": self.sampler.spec,

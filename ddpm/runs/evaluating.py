@@ -35,7 +35,7 @@ from ddpm.guidance import Guidance
 from ddpm.randomness import permutation
 from ddpm.rundir import RunDir
 from ddpm.runs.drawing import Recipe
-from ddpm.runs.loading import Model, load
+from ddpm.runs.loading import Model, is_foreign, load
 from ddpm.runs.recording import read_estimate, record_of, show
 from ddpm.runs.scoring import Drawing
 
@@ -339,13 +339,13 @@ def _check_unrounded(subject: Subject, extractor: Features | None) -> None:
 
 
 def _subject(source: str | Path, ema: str | None, num_images: int | None, seed: int, say: Console) -> Subject:
-    """What SOURCE is: statistics or images of an .npz file, a run or a checkpoint, a folder of images."""
+    """What SOURCE is: statistics or images of an .npz file, a run or a checkpoint, ours or another program's, a folder of images."""
     path, name = Path(source).expanduser(), str(source)
     if path.is_file() and path.suffix == ".npz" and holds_statistics(path):
         return Subject(name, statistics=load_npz(path))
-    if path.is_dir() and _is_run(path):
+    if path.suffix != ".npz" and ((path.is_dir() and _is_run(path)) or is_foreign(path)):
         return Subject(name, model=load(path, ema, say.warn))
-    if not path.exists() or (path.is_file() and path.suffix != ".npz"):
+    if not path.exists():
         raise DataError(f"{path}: is no run, checkpoint, folder of images or .npz file; give one of these.")
     found = read_images(path)
     if num_images is not None and num_images > len(found):

@@ -82,7 +82,7 @@ class Guide:
             found = load(Path(source).expanduser(), ema)
             if found.diffusion.num_classes:
                 self._check_classes(source, found.classes)
-            self.sha256[source] = files.sha256(found.source / f"{found.weights}.safetensors")
+            self.sha256[source] = found.weights_sha256
             self.machine.place(found.diffusion)
             self._diffusions[source, ema] = found.diffusion
         return self._diffusions[source, ema]

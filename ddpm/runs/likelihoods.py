@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ddpm
-from ddpm import distributed, files, rundir, runtime, sampling
+from ddpm import distributed, rundir, runtime, sampling
 from ddpm.console import Console
 from ddpm.data import ImageSet
 from ddpm.distributed import World
@@ -115,7 +115,7 @@ class _Work:
     def recipe(self, estimator: Likelihood) -> dict[str, Any]:
         """All that decides an image's numbers beside the estimator, the image and the seed."""
         return {
-            "weights_sha256": files.sha256(self.model.source / f"{self.model.weights}.safetensors"),
+            "weights_sha256": self.model.weights_sha256,
             "weights": self.model.weights,
             "step": self.model.step,
             "thresholding": self.thresholding.spec if estimator.thresholds else "none",

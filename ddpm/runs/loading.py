@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddpm import checkpoint, rundir
+from ddpm import checkpoint, files, rundir
 from ddpm.config import RunConfig
 from ddpm.console import Console
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.registry import outside_code
 from ddpm.rundir import RunDir
+from ddpm.runs import foreign
 from ddpm.training.trainer import load_weights
 
 _TRUSTING = ContextVar("trusting", default=False)
@@ -36,6 +38,12 @@ class Model:
     source: Path
     recommended: Mapping[str, Any] | None = None
 
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Checksum of the file that the weights were read from."""
+        own = self.source / f"{self.weights}.safetensors"
+        return files.sha256(own) if own.is_file() else foreign.fingerprint(self.source)
+
 
 @contextmanager
 def trusting() -> Iterator[None]:
@@ -53,10 +61,10 @@ def load(
     warn: Callable[[str], None] | None = None,
     trust_code: bool = False,
 ) -> Model:
-    """A trained model from a run folder or a checkpoint folder.
+    """A trained model from a run folder, a checkpoint folder, or a checkpoint of another program.
 
     Args:
-        source: runs/NAME, or runs/NAME/checkpoints/step-N.
+        source: runs/NAME, or runs/NAME/checkpoints/step-N; or a foreign file or folder (docs/compatibility.md).
         ema: which moving average's weights, by name ("0.999"); None: the run's first; "none": the raw weights.
         warn: told of damaged checkpoints that were passed over; default: a line on standard error.
         trust_code: import the classes from outside the package (`module:Class`) that the run's config names; importing
@@ -64,8 +72,10 @@ def load(
 
     Raises CheckpointError (missing, damaged), ConfigError (no such average; outside code that is not trusted).
     """
+    if is_foreign(Path(source)):
+        return _load_foreign(Path(source), ema, warn or Console().warn)
     found = find_checkpoint(Path(source), warn or Console().warn)
-    weights = _weights_name(found, ema)
+    weights = _weights_name(found.path, found.emas, ema)
     settings = found.config()
     trusted = trust_code or _TRUSTING.get()
     if not trusted:
@@ -82,6 +92,25 @@ def load(
     load_weights(model, found.tensors(weights))
     model.eval().requires_grad_(False)
     return Model(model, settings, tuple(found.state["classes"]), found.step, weights, found.path, recommended)
+
+
+def is_foreign(source: Path) -> bool:
+    """Whether it is a file or a folder of another program, and neither a run nor a checkpoint of ours."""
+    try:
+        return foreign.is_foreign(source)
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+def _load_foreign(source: Path, ema: str | None, warn: Callable[[str], None]) -> Model:
+    _, snapshot = foreign.read(source)
+    weights = _weights_name(source, [*snapshot.emas], ema)
+    settings = foreign.settings_of(snapshot, source)
+    tensors = snapshot.weights if weights == "model" else snapshot.emas[weights.removeprefix("ema-")]
+    for note in snapshot.notes:
+        warn(f"{source}: {note}")
+    diffusion = foreign.model_of(snapshot, settings, tensors, source)
+    return Model(diffusion, settings, snapshot.classes, snapshot.step, weights, source)
 
 
 def _recommendation(path: Path, trusted: bool) -> dict[str, Any] | None:
@@ -114,13 +143,13 @@ def _refuse_outside_code(settings: RunConfig, path: Path) -> None:
         )
 
 
-def _weights_name(found: checkpoint.Checkpoint, ema: str | None) -> str:
-    if ema == "none" or (ema is None and not found.emas):
+def _weights_name(source: Path, emas: list[str], ema: str | None) -> str:
+    if ema == "none" or (ema is None and not emas):
         return "model"
-    name = found.emas[0] if ema is None else ema.removeprefix("ema-")
-    if name not in found.emas:
-        known = ", ".join([*found.emas, "none"])
-        raise ConfigError(f"--ema {ema}: {found.path} holds no such moving average; choose from {known}.")
+    name = emas[0] if ema is None else ema.removeprefix("ema-")
+    if name not in emas:
+        known = ", ".join([*emas, "none"])
+        raise ConfigError(f"--ema {ema}: {source} holds no such moving average; choose from {known}.")
     return f"ema-{name}"
 
 

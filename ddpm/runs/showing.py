@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import checkpoint, images, rundir
+from ddpm import checkpoint, files, images, rundir
 from ddpm.config import DataConfig, flatten
 from ddpm.console import Console, human_count
 from ddpm.data import ImageSet, load_dataset
 from ddpm.data.places import cache_root
 from ddpm.models import build_diffusion
 from ddpm.rundir import RunDir
+from ddpm.runs import exchanging, loading
 from ddpm.runs.loading import find_checkpoint
+from ddpm.runs.recording import show as show_evaluation
 
 PER_CLASS = 10
 
@@ -62,13 +64,16 @@ def contact_sheet(data: ImageSet) -> images.Pixels:
 
 
 def info(source: str | Path, trust_code: bool = False) -> None:
-    """Print what a run folder or a checkpoint is; builds and imports nothing unless `trust_code` is given.
+    """Print what a run folder, a checkpoint or another program's file is; builds and imports nothing unless `trust_code` is given.
 
     trust_code: count the parameters on the network itself, importing what the config names, and not in the file.
 
     Raises CheckpointError; ConfigError with `trust_code`, where the outside code cannot be imported.
     """
     say = Console()
+    if loading.is_foreign(Path(source)):
+        exchanging.describe(Path(source))
+        return
     found = find_checkpoint(Path(source), say.warn)
     settings = found.config()
     shape = tuple(found.state["shape"])
@@ -87,7 +92,14 @@ def info(source: str | Path, trust_code: bool = False) -> None:
     ]
     if metrics := rundir.read_jsonl(run.metrics):
         rows.append(("last loss", f"{metrics[-1].get('loss', float('nan')):.4f} at step {metrics[-1]['step']}"))
+    if imported := found.state.get("imported"):
+        rows.append(("imported from", f"{imported['file']}, {imported['format']}, sha256 {imported['sha256']}"))
+    rows.append(("evaluations", str(len(rundir.read_jsonl(run.evaluations)) or "none")))
+    weights = ["model", *(f"ema-{name}" for name in found.emas)]
+    rows += [(f"sha256 of {name}", files.sha256(found.path / f"{name}.safetensors")) for name in weights]
     say.table(str(source), ("what", "value"), rows)
+    for record in rundir.read_jsonl(run.evaluations):
+        show_evaluation(record, say)
     say.table(
         "config",
         ("field", "value"),

@@ -23,7 +23,7 @@ from ddpm.guidance import Guidance
 from ddpm.models import GaussianDiffusion, build_diffusion
 from ddpm.rundir import RunDir
 from ddpm.runs.guiding import Guide, absolute
-from ddpm.runs.loading import find_checkpoint
+from ddpm.runs.loading import Model, find_checkpoint, load
 from ddpm.runs.scoring import Judge, Scoring
 from ddpm.runtime import Runtime
 from ddpm.samplers import OfModel, Sampler, Thresholding
@@ -48,6 +48,7 @@ def train(
     run_dir: Path,
     *,
     resume: str = "auto",
+    init: str | Path | None = None,
     stop_after_s: float | None = None,
     dry_run: bool = False,
 ) -> TrainResult:
@@ -57,6 +58,8 @@ def train(
         settings: the recipe.
         run_dir: the folder; the same call again resumes from its newest whole checkpoint.
         resume: auto, never (refuse a folder with checkpoints), must (refuse one without), or a checkpoint to start from.
+        init: a run, a checkpoint or a file of another program whose weights a new run starts from, at step 0: the network
+            and the diffusion are then its own, whatever the settings say, but for dropout and gradient checkpointing.
         stop_after_s: save and end after so many seconds.
         dry_run: print the plan and do nothing.
 
@@ -68,12 +71,16 @@ def train(
         machine = runtime.resolve(**settings.runtime.model_dump(), processes=world.size, local_rank=world.local_rank)
         say = console.Console(quiet=not world.is_main)
         check_names(settings.logging.sinks)
+        first = None if init is None else load(init, warn=say.warn)
+        settings = settings if first is None else _with_network(settings, first)
         data = _load_data(settings.data, say)
         settings = _resolved(settings, machine, data)
         model = build_diffusion(
             settings.model, settings.diffusion, data.shape, data.num_classes, settings.seed, settings.data.augment
         )
         model.check_training()
+        if first is not None:
+            _initialise(model, first)
         Sampler.parse(settings.sample.sampler).path(model.schedule)
         if isinstance(Thresholding.parse(settings.diffusion.thresholding), OfModel):
             raise ConfigError(
@@ -98,6 +105,20 @@ def _keep_resolved(settings: RunConfig, run: RunDir) -> RunConfig:
         runtime_config = settings.runtime.model_copy(update={"precision": old.runtime.precision})
         return settings.model_copy(update={"runtime": runtime_config})
     return settings
+
+
+def _with_network(settings: RunConfig, first: Model) -> RunConfig:
+    """The settings with the network and the diffusion of the model that training starts from."""
+    kept = {name: getattr(settings.model, name) for name in ("dropout", "gradient_checkpointing")}
+    network = first.config.model.model_copy(update=kept)
+    return settings.model_copy(update={"model": network, "diffusion": first.config.diffusion})
+
+
+def _initialise(model: GaussianDiffusion, first: Model) -> None:
+    try:
+        load_weights(model, first.diffusion.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"--init {first.source}: {error} The images or their classes are others.") from None
 
 
 def _resolved(settings: RunConfig, machine: Runtime, data: ImageSet) -> RunConfig:
@@ -250,7 +271,7 @@ def _find_checkpoint(
         return _other_run(find_checkpoint(Path(resume), warn), settings, data, warn)
     if found is None and resume == "must":
         raise CheckpointError(f"--resume must: {run.path} holds no checkpoint.")
-    if found is not None and found.state["data"]["fingerprint"] != data.fingerprint:
+    if found is not None and found.state["data"]["fingerprint"] not in (None, data.fingerprint):
         raise DataError(
             f"{found.path}: was trained on other images than {data.name!r} holds now; restore them, or choose another --name."
         )
@@ -303,6 +324,12 @@ def _record_start(
         return
     run.event("resumed", step=found.step, checkpoint=found.path.name, environment=facts)
     say.info(f"{run.path}: going on from step {found.step}.")
+    if "imported" in found.state:
+        say.info(
+            f"{found.path}: was imported; whether it was trained on these {len(data)} images of {data.name!r} is not known, "
+            "from here on the run keeps to them."
+        )
+        return
     before = {**found.state["machine"], **{key: found.state[key] for key in ("processes", "micro_batch")}}
     present = {**runtime.describe(machine), "processes": trainer.world.size, "micro_batch": trainer.micro_batch}
     changed = [

@@ -312,4 +312,6 @@ def test_start_hands_over_and_tells_whether_it_was_stopped(monkeypatch, stopped,
     monkeypatch.setattr(ddpm, "runs", fake, raising=False)
     assert main(["train", "digits", "--resume", "must", "--stop-after", "90", "--dry-run"]) == code
     settings = config.build(presets.preset("digits"))
-    assert calls == [((settings, Path("runs/digits")), {"resume": "must", "stop_after_s": 90.0, "dry_run": True})]
+    assert calls == [
+        ((settings, Path("runs/digits")), {"resume": "must", "init": None, "stop_after_s": 90.0, "dry_run": True})
+    ]
