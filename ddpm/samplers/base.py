@@ -31,14 +31,14 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 class History(list[Any]):
     """A sampler's memory within one walk: a list of its own, empty at the start; and where the walk stands.
 
-    schedule: the model's; steps: of the whole walk; remaining: steps, with the one under way; ends_clean: whether the
+    schedule: the model's; remaining: steps, with the one under way; ends_clean: whether the
     last level is the clean image.
     """
 
     def __init__(self, schedule: Schedule, path: Sequence[Level]) -> None:
         super().__init__()
         self.schedule = schedule
-        self.steps = self.remaining = len(path) - 1
+        self.remaining = len(path) - 1
         self.ends_clean = path[-1].is_clean
 
 

@@ -19,13 +19,15 @@ from ddpm.schedules import Level, step_variance
 class Churned(Sampler):
     """A step that first raises the noise level rho by the factor 1 + min(s_churn / steps, sqrt(2) - 1).
 
+    `steps` is the sampler's, also where a part of them is walked, as editing does.
+
     Only levels with s_tmin <= rho <= s_tmax (none: any) are raised, and none beyond the schedule's noisiest. The noise
     added has deviation s_noise.
     """
 
     s_churn: Annotated[float, Field(ge=0)] = 0.0
     s_tmin: Annotated[float, Field(ge=0)] = 0.0
-    s_tmax: Annotated[float, Field(ge=0)] | None = None
+    s_tmax: Annotated[float, Field(gt=0)] | None = None
     s_noise: Annotated[float, Field(gt=0)] = 1.0
 
     @property
@@ -35,7 +37,7 @@ class Churned(Sampler):
     def churned(self, x: Tensor, level: Level, noise: Callable[[], Tensor], history: History) -> tuple[Tensor, Level]:
         """x at the raised level, and that level (algorithm 2, lines 4 to 6)."""
         rho = level.sigma / level.alpha
-        gamma = min(self.s_churn / history.steps, 2**0.5 - 1) if self.s_churn else 0.0
+        gamma = min(self.s_churn / self.count(history.schedule), 2**0.5 - 1) if self.s_churn else 0.0
         if gamma == 0 or not self.s_tmin <= rho <= (self.s_tmax or rho) or not rho.isfinite():
             return x, level
         raised = history.schedule.at(history.schedule.t_of(-2.0 * (rho * (1.0 + gamma)).log()))

@@ -36,7 +36,8 @@ class PNDM(Sampler):
         rounding = 1.0 if isinstance(schedule, DiscreteSchedule) else 1e-5 * abs(schedule.first - schedule.last)
         if strides and max(strides) - min(strides) > rounding:
             raise ConfigError(
-                f"sampler {self.name!r} needs equal strides in time: choose grid=trailing, leading or linspace, not {self.grid.name!r}."
+                f"sampler {self.name!r} needs equal strides in time, and these are {min(strides):g} to {max(strides):g}: "
+                "walk from the noisiest level by grid=trailing, leading or linspace, or take another sampler."
             )
 
     def step(

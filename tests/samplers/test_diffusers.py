@@ -366,7 +366,9 @@ def test_euler_with_churn(
         expected.append(following.alpha * y)
         raised_at += gamma > 0
     limits = f",s_tmin={low},s_tmax={high}" if high < 1e9 else ""
-    difference = largest(walk(f"euler:s_churn={churn},s_noise=1.1{limits}", wave_model(), x, path=path), expected)
+    difference = largest(
+        walk(f"euler:steps=18,s_churn={churn},s_noise=1.1{limits}", wave_model(), x, path=path), expected
+    )
     oracle = "diffusers EulerDiscreteScheduler, asked after the churn"
     exactness(f"sampler euler:s_churn={churn:g}{limits}", oracle, "exact", difference, 1e-5)
     assert raised_at == (len(path) - 1 if not limits else sum(low <= rho(level) <= high for level in path[:-1]))

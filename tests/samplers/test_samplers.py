@@ -157,9 +157,18 @@ def test_heun_is_edms_algorithm_2(churn: float, tmin: float, tmax: float, exactn
         return model.predict(y, Level(*torch.tensor([0.0, 1.0, sigma, -2 * math.log(sigma)], dtype=torch.float64))).x0
 
     expected = edm_algorithm_2(x0, x, [float(level.sigma) for level in path], noise, churn, tmin, tmax)
-    ours = walk(f"heun:s_churn={churn},s_tmin={tmin},s_tmax={tmax},s_noise=1.007", model, x, path=path)[-1]
+    ours = walk(f"heun:steps=18,s_churn={churn},s_tmin={tmin},s_tmax={tmax},s_noise=1.007", model, x, path=path)[-1]
     difference = float((ours - expected).abs().max())
     exactness(f"sampler heun:s_churn={churn:g}", "EDM algorithm 2 written out", "exact", difference, 1e-9)
+
+
+def test_a_part_of_the_steps_is_churned_as_in_the_whole() -> None:
+    model, x, noise = mixture("edm"), start(mixture("edm"), 5), noises((5, 1, 1, 2), 1)
+    sampler = Sampler.parse("euler:s_churn=4,steps=20,grid=linspace")
+    path, seen = sampler.path(model.schedule), list[Tensor]()
+    sampler.walk(model, x, path, None, noise, NONE, lambda i, x_i, x0: seen.append(x_i))
+    alone = sampler.walk(model, seen[4], path[5:7], None, lambda i: noise(5), NONE)
+    torch.testing.assert_close(alone, seen[5], rtol=0, atol=1e-12)
 
 
 def test_no_level_is_raised_beyond_the_noisiest() -> None:
@@ -283,7 +292,9 @@ def test_errors_at_the_noisiest_level_are_not_multiplied(sampler: str) -> None:
 
 def test_pndm_refuses_unequal_strides() -> None:
     model, x = mixture("linear"), noises((2, 1, 1, 2))(0)
-    with pytest.raises(ConfigError, match=r"'pndm' needs equal strides in time: .* not 'quadratic'\.$"):
+    with pytest.raises(
+        ConfigError, match=r"'pndm' needs equal strides in time, and these are .* take another sampler\.$"
+    ):
         walk("pndm:steps=10,grid=quadratic", model, x)
     for steps in (1, 2, 3, 7, 30, 300):  # rounded to the table, strides differ by one
         assert walk(f"pndm:steps={steps}", model, x)[-1].isfinite().all()
