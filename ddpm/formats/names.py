@@ -1,6 +1,6 @@
 """How a foreign network names the tensors of ours: rules that are read in both directions."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +134,48 @@ def parts(config: ModelConfig) -> Iterator[Part]:
         if level:
             yield Part(f"up.{order}.{config.blocks + 1}", "up", "up", level, config.blocks + 1, index)
             index += 1
+
+
+_FIXED = (
+    "network", "heads", "head_channels", "conditioning", "time_dim", "activation", "norm", "norm_groups", "norm_eps", "scale_shift",
+    "resample", "down_padding", "time_exponent",
+)  # fmt: skip
+"""Fields of ModelConfig of which the networks of pytorch-ddpm's family have the defaults alone."""
+
+
+def levels(
+    net: Mapping[str, Tensor], down: str, conv: str, resample: str, attention: str
+) -> tuple[list[list[int]], tuple[int, ...]]:
+    """The widths of the blocks of every level, and the levels with attention, of a flat list of pieces on the way down.
+
+    Args:
+        net: their tensors.
+        down: what the list is called.
+        conv, resample, attention: tensors that tell a block, a piece that halves, and a block with attention.
+    """
+    widths: list[list[int]] = [[]]
+    found: dict[int, None] = {}
+    count = len({name.split(".")[1] for name in net if name.startswith(f"{down}.")})
+    for index in range(count):
+        if f"{down}.{index}.{resample}" in net:
+            widths.append([])
+            continue
+        widths[-1].append(net[f"{down}.{index}.{conv}"].shape[0])
+        if f"{down}.{index}.{attention}" in net:
+            found[len(widths) - 1] = None
+    return widths, tuple(found)
+
+
+def check_fields(model: ModelConfig, title: str, free: Collection[str] = ()) -> None:
+    """Raise ConfigError for a field that a network of pytorch-ddpm's family does not have, but for those in `free`."""
+    for name in _FIXED:
+        found, wanted = getattr(model, name), ModelConfig.model_fields[name].default
+        if found != wanted and name not in free:
+            raise ConfigError(
+                f"--format {title}: its network has no --model.{name.replace('_', '-')}={found}, only {wanted}."
+            )
+    if model.time_embedding == "cos-sin":
+        raise ConfigError(f"--format {title}: its network has no --model.time-embedding=cos-sin.")
 
 
 def check_groups(model: ModelConfig, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,8 +11,21 @@ from torch import Tensor
 from ddpm.config import DiffusionConfig, ModelConfig
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.files import atomic_path
+from ddpm.formats.adam import adam_fields, adam_ours, adam_theirs
 from ddpm.formats.base import Format, Snapshot, Source, torch_bytes
-from ddpm.formats.names import Part, Rule, check_groups, parts, same, stacked, time_rules, to_ours, to_theirs
+from ddpm.formats.names import (
+    Part,
+    Rule,
+    check_fields,
+    check_groups,
+    levels,
+    parts,
+    same,
+    stacked,
+    time_rules,
+    to_ours,
+    to_theirs,
+)
 from ddpm.models.unet import sinusoids
 from ddpm.registry import register
 from ddpm.schedules import Linear, Schedule, need_table
@@ -20,12 +33,6 @@ from ddpm.schedules import Linear, Schedule, need_table
 _TABLE = "time_embedding.timembedding.0.weight"
 _KEYS = {"net_model", "ema_model", "optim", "step"}
 _MEANS = {"epsilon": "eps", "xstart": "x0", "xprev": "xprev"}
-_FIXED = (
-    "network", "heads", "head_channels", "conditioning", "time_dim", "activation", "norm", "norm_groups", "norm_eps", "scale_shift",
-    "resample", "down_padding", "time_exponent",
-)  # fmt: skip
-"""Fields of ModelConfig of which its network has the defaults alone."""
-_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 @register("pytorch-ddpm")
@@ -69,11 +76,11 @@ class PytorchDDPM(Format):
             shape=(net["head.weight"].shape[1], size, size),
             weights=weights,
             emas={f"{self.ema_decay:g}": to_ours(rules, ema, source.path, [_TABLE])},
-            optimizer=_adam(content["optim"], net, rules, source.path),
+            optimizer=adam_ours(content["optim"], list(net), rules, source.path),
             step=int(content["step"]) + 1,  # it writes the number of the step just done, counted from 0
             sampler="ddpm",
             data={"dataset": "cifar10", "flip": True},
-            train=_train(content["optim"]),
+            train={"steps": 800_000, **adam_fields(content["optim"])},
             notes=(
                 f"the file does not hold the betas: {self.beta_1:g} to {self.beta_T:g} are taken, by {self.mean_type} and {self.var_type}; "
                 f"say otherwise by --format pytorch-ddpm:beta_T=...",
@@ -88,6 +95,8 @@ class PytorchDDPM(Format):
         table = sinusoids(torch.arange(timesteps), snapshot.model.channels, "interleaved")
         net = {_TABLE: table, **to_theirs(rules, snapshot.weights)}
         ema = next(iter(snapshot.emas.values()), snapshot.weights)
+        optim = adam_theirs(snapshot, list(net), rules)
+        optim["param_groups"][0]["initial_lr"] = optim["param_groups"][0]["lr"]  # its warm-up goes on from it
         content = {
             "net_model": net,
             "ema_model": {_TABLE: table.clone(), **to_theirs(rules, ema)},
@@ -97,7 +106,7 @@ class PytorchDDPM(Format):
                 "base_lrs": [snapshot.train.get("lr", 2e-4)],
                 "lr_lambdas": [None],
             },
-            "optim": _adam_theirs(snapshot, net, rules),
+            "optim": optim,
             "step": max(snapshot.step - 1, 0),
             "x_T": torch.zeros(0, *snapshot.shape),
         }
@@ -137,26 +146,12 @@ def _architecture(net: Mapping[str, Tensor], path: Path) -> ModelConfig:
     """Channels, levels, blocks and attention from names and shapes; raises CheckpointError."""
     try:
         channels = net["head.weight"].shape[0]
-        widths: list[list[int]] = [[]]
-        attention: list[int] = []
-        for index in range(
-            sum(
-                1
-                for name in net
-                if name.startswith("downblocks.") and name.endswith((".block1.2.weight", ".main.weight"))
-            )
-        ):
-            if f"downblocks.{index}.main.weight" in net:
-                widths.append([])
-                continue
-            widths[-1].append(net[f"downblocks.{index}.block1.2.weight"].shape[0])
-            if f"downblocks.{index}.attn.proj_q.weight" in net:
-                attention.append(len(widths) - 1)
+        widths, attention = levels(net, "downblocks", "block1.2.weight", "main.weight", "attn.proj_q.weight")
         return ModelConfig(
             channels=channels,
             channel_mults=tuple(level[0] // channels for level in widths),
             blocks=len(widths[0]),
-            attention=tuple(dict.fromkeys(attention)),
+            attention=attention,
             time_embedding="interleaved",
             norm_groups_exact=True,
         )
@@ -177,68 +172,10 @@ def _check_table(table: Tensor, path: Path) -> int:
     return timesteps
 
 
-def _adam(optim: Mapping[str, Any], net: Mapping[str, Tensor], rules: list[Rule], path: Path) -> dict[str, Tensor]:
-    """Adam's tensors by our names; {} where it has not stepped. It numbers parameters in the order of the state dict."""
-    names, held = list(net), optim["state"]
-    if not held:
-        return {}
-    by_name = {names[int(index)]: values for index, values in held.items() if int(index) < len(names)}
-    found: dict[str, Tensor] = {}
-    for rule in rules:
-        if any(name not in by_name for name in rule.theirs):
-            raise CheckpointError(f"{path}: its optimizer has no state for {rule.theirs[0]}.")
-        values = [by_name[name] for name in rule.theirs]
-        found[f"{rule.ours}.step"] = torch.as_tensor(float(values[0]["step"]))
-        for key in _ADAM[1:]:
-            found[f"{rule.ours}.{key}"] = rule.join([value[key] for value in values]).contiguous()
-    return found
-
-
-def _adam_theirs(snapshot: Snapshot, net: Mapping[str, Tensor], rules: list[Rule]) -> dict[str, Any]:
-    """Adam's state_dict over all parameters of their network, the frozen table first."""
-    numbers = {name: index for index, name in enumerate(net)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for rule in rules if snapshot.optimizer else ():
-        pieces = {key: rule.split(snapshot.optimizer[f"{rule.ours}.{key}"]) for key in _ADAM[1:]}
-        for place, name in enumerate(rule.theirs):
-            state[numbers[name]] = {
-                "step": snapshot.optimizer[f"{rule.ours}.step"].clone(),
-                **{key: values[place].contiguous() for key, values in pieces.items()},
-            }
-    group = {
-        "lr": snapshot.train.get("lr", 2e-4),
-        "betas": tuple(snapshot.train.get("betas", (0.9, 0.999))),
-        "eps": snapshot.train.get("adam_eps", 1e-8),
-        "weight_decay": snapshot.train.get("weight_decay", 0.0),
-        "amsgrad": False,
-        "initial_lr": snapshot.train.get("lr", 2e-4),
-        "params": list(range(len(net))),
-    }
-    return {"state": state, "param_groups": [group]}
-
-
-def _train(optim: Mapping[str, Any]) -> dict[str, Any]:
-    group = optim["param_groups"][0]
-    return {
-        "steps": 800_000,
-        "lr": float(group.get("initial_lr", group["lr"])),
-        "betas": tuple(group["betas"]),
-        "adam_eps": float(group["eps"]),
-    }
-
-
 def _check_expressible(snapshot: Snapshot) -> None:
     """Raise ConfigError for what pytorch-ddpm's network or schedule does not have."""
     model, diffusion = snapshot.model, snapshot.diffusion
-    usual = ModelConfig()
-    for name in _FIXED:
-        found, wanted = getattr(model, name), getattr(usual, name)
-        if found != wanted:
-            raise ConfigError(
-                f"--format pytorch-ddpm: its network has no --model.{name.replace('_', '-')}={found}, only {wanted}."
-            )
-    if model.time_embedding == "cos-sin":
-        raise ConfigError("--format pytorch-ddpm: its network has no --model.time-embedding=cos-sin.")
+    check_fields(model, "pytorch-ddpm")
     check_groups(model, "pytorch-ddpm")
     if diffusion.objective.partition(":")[0] not in _MEANS.values() or "label_scale" in diffusion.objective:
         raise ConfigError(f"--format pytorch-ddpm: it knows no --diffusion.objective={diffusion.objective}.")
