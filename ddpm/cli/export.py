@@ -7,10 +7,7 @@ from ddpm.cli import flags
 
 EXAMPLES = (
     ("ddpm export runs/cifar10 --format pytorch-ddpm --out ckpt.pt", "a file that pytorch-ddpm loads and trains on"),
-    (
-        "ddpm export runs/digits --format safetensors --out digits.safetensors",
-        "one file: weights, and the config in it",
-    ),
+    ("ddpm export runs/cifar10 --format ddpm-package --out model.pth", "a file that the ddpm package loads"),
 )
 
 
