@@ -30,23 +30,27 @@ class Losses:
 
     def log_ratio(self, theirs: Float64 | None = None) -> Float64:
         """(n, L): ln of the network's errors over others (those of the linear denoiser), both raised by the floor."""
-        floor = FLOOR * self.power.mean(axis=0)
-        other: Float64 = np.log((self.model + floor) / ((self.linear if theirs is None else theirs) + floor))
-        return other
+        return log_ratio(self.model, self.linear if theirs is None else theirs, self.power)
+
+
+def log_ratio(ours: Float64, theirs: Float64, power: Float64) -> Float64:
+    """(n, L): ln of errors over others, both raised by `FLOOR` of the targets' power (m, L)."""
+    floor = FLOOR * power.mean(axis=0)
+    ratio: Float64 = np.log((ours + floor) / (theirs + floor))
+    return ratio
 
 
 @dataclass(frozen=True)
 class Average:
     """The moving average that images are drawn by, beside the weights that it averages.
 
-    name: as checkpoints call it; untouched: tensors that are one constant in it (as biases are when a network is made)
-    but not in the weights; comparable: how many there are that tell; stood_still: whether it is that of an earlier
-    checkpoint, number by number, though the weights have moved on (None: there is no earlier one).
+    name: as checkpoints call it; untouched: tensors that are one constant in it, as norms and biases are when a network is
+    made, but not in the weights; stood_still: whether it is that of an earlier checkpoint, number by number, though the
+    weights have moved on (None: there is no earlier one).
     """
 
     name: str
     untouched: int
-    comparable: int
     stood_still: bool | None
 
 
@@ -56,8 +60,8 @@ class Samples:
 
     images: uint8 (n, C, H, W); labels: (n,) asked for, or None; out_of_range: root mean square of what x had beyond
     [-1, 1] when the last step was done, and the largest of it; thresholding, steps, finer_steps: of the sampler;
-    losses: of the images, float64 (n, L); finer_losses: of those of the same noise with finer steps, None where the
-    sampler has no finer ones.
+    losses: of the images, and power: of their targets, float64 (n, L); finer_losses: of the images of the same noise with
+    finer steps, None where the sampler has no finer ones.
     """
 
     images: Pixels
@@ -67,6 +71,7 @@ class Samples:
     steps: int
     finer_steps: int
     losses: Float64
+    power: Float64
     finer_losses: Float64 | None
 
 

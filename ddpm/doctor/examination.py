@@ -16,10 +16,11 @@ from ddpm.data import ImageSet
 from ddpm.doctor.comparing import judged, label_agreement, neighbours, some
 from ddpm.doctor.drawing import Recipe, draw_twice, finer
 from ddpm.doctor.evidence import Float64
-from ddpm.doctor.exam import Average, Exam, LabelLosses, Samples
+from ddpm.doctor.exam import Average, Exam, LabelLosses, Pixels, Samples
 from ddpm.doctor.linear import LinearDenoiser, largest_moment
 from ddpm.doctor.measuring import LEVELS, OBJECTIVES, RANGES, Patient, levels_of
 from ddpm.evaluation.features import Features
+from ddpm.evaluation.protocol import comparable_classes
 from ddpm.evaluation.references import subset
 from ddpm.images import to_float
 from ddpm.models import NO_LABEL, GaussianDiffusion
@@ -80,7 +81,8 @@ def measure(subject: Subject, say: Console) -> Exam:
     if subject.train is not None and subject.train.shape == subject.diffusion.shape:
         drawn, asked = facts["samples"].images, facts["samples"].labels
         facts["neighbours"] = neighbours(drawn, subject.train, subject.held_out)
-        facts["judged"] = judged(drawn, asked, subject.train, subject.held_out, subject.classifier)
+        if asked is None or not comparable_classes(tuple(subject.classes), subject.train):
+            facts["judged"] = judged(drawn, asked, subject.train, subject.held_out, subject.classifier)
     return Exam(schedule=subject.diffusion.schedule, level=level, **facts)
 
 
@@ -141,7 +143,9 @@ class _Trials:
         return Patient(model, way(_floats(images)), labels, self.level, self.bar.advance)
 
     def _knows_classes(self) -> bool:
-        return self.train.labels is not None and tuple(self.train.classes) == tuple(self.subject.classes)
+        """Whether the images' labels are those that the model was trained with."""
+        classes = tuple(self.subject.classes)
+        return len(classes) == self.train.num_classes and not comparable_classes(classes, self.train)
 
     def _raw(self) -> Float64 | None:
         """Losses of the weights themselves."""
@@ -175,12 +179,14 @@ def _samples(subject: Subject, level: Level, say: Console) -> Samples:
     model, recipe, n = subject.diffusion, subject.recipe, len(subject.seeds)
     with say.progress("drawing", n, "images") as bar:
         drawn = draw_twice(model, recipe, subject.machine, subject.seeds, bar.advance)
-    sets = [images for images in (drawn.images, drawn.finer) if images is not None]
     labels = torch.from_numpy(drawn.labels) if drawn.labels is not None and model.num_classes else None
-    with say.progress("trying the network on them", len(sets) * LEVELS * n, "images") as bar:
-        losses = [
-            Patient(model, to_float(torch.from_numpy(x)), labels, level, bar.advance).model_losses() for x in sets
-        ]
+
+    def patient(images: Pixels) -> Patient:
+        return Patient(model, to_float(torch.from_numpy(images)), labels, level, bar.advance)
+
+    with say.progress("trying the network on them", (1 + (drawn.finer is not None)) * LEVELS * n, "images") as bar:
+        losses, power = patient(drawn.images).losses_and_power()
+        finer_losses = None if drawn.finer is None else patient(drawn.finer).model_losses()
     twin = finer(recipe.sampler, model.schedule)
     return Samples(
         images=drawn.images,
@@ -189,8 +195,9 @@ def _samples(subject: Subject, level: Level, say: Console) -> Samples:
         thresholding=recipe.rule.spec,
         steps=recipe.sampler.count(model.schedule),
         finer_steps=0 if twin is None else twin.count(model.schedule),
-        losses=losses[0],
-        finer_losses=losses[1] if len(losses) > 1 else None,
+        losses=losses,
+        power=power,
+        finer_losses=finer_losses,
     )
 
 

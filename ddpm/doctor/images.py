@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ddpm.doctor.evidence import SURE, Effect, Float64, is_less, is_more
-from ddpm.doctor.exam import Exam, Pixels
+from ddpm.doctor.exam import Exam, Pixels, log_ratio
 from ddpm.doctor.findings import Finding
 
 OUT_OF_RANGE = 0.1
@@ -58,7 +58,7 @@ def check_steps(exam: Exam) -> list[Finding]:
     samples = exam.samples
     if samples is None or samples.finer_losses is None:
         return []
-    change = np.log(samples.finer_losses / samples.losses)
+    change = log_ratio(samples.finer_losses, samples.losses, samples.power)
     effects = [Effect.of(column) for column in change.T]
     most = max(effects, key=lambda effect: abs(effect.mean))
     told = f"{samples.finer_steps} steps in place of {samples.steps} change the loss of the images by {math.expm1(most.mean):+.0%}"

@@ -84,6 +84,14 @@ class Patient:
         """Of the network alone, (n, L); `time`, of shape (): it is told this one in place of the level's own."""
         return self._measure(lambda trial: [self._error(trial)], time)[0]
 
+    def losses_and_power(self) -> tuple[Float64, Float64]:
+        """Of the network alone, and of silence: mean squares of the target, both (n, L)."""
+        objective = self.model.objective
+        found = self._measure(
+            lambda trial: [self._error(trial), _mean_square(self._said(trial, trial.x0, trial.eps, objective))]
+        )
+        return found[0], found[1]
+
     def by_time(self) -> Float64:
         """(n, L, L): the loss where the noise is of level i, and the network is told the time of level j."""
         return np.stack([self.model_losses(time) for time in self.level.t], axis=2)
@@ -139,7 +147,7 @@ class Patient:
         told = level if time is None else replace(level, t=time.expand(len(x0)))
         labels = None if self.labels is None else self.labels[rows].to(device)
         found = self.model.predict(x_t, told, labels)
-        output = self.model.objective.target(found.x0, found.eps, x_t, level, self.model.schedule)
+        output = self.model.objective.target(found.x0, found.eps, x_t, told, self.model.schedule)
         return Trial(rows, x0, eps, x_t, output, level)
 
 
@@ -154,10 +162,14 @@ def compare_average(
     earlier: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None,
 ) -> Average:
     """A moving average beside the weights, by state_dict key; `earlier`: both of an earlier checkpoint."""
-    moved = [key for key, value in weights.items() if value.numel() > 1 and bool((value != value.flatten()[0]).any())]
-    made = [key for key in moved if weights[key].ndim == 1]
-    untouched = sum(bool((average[key] == average[key].flatten()[0]).all()) for key in made)
+    moved = [key for key, value in weights.items() if _varies(value) and not torch.equal(value, average[key])]
+    untouched = sum(bool((average[key] == average[key].flatten()[0]).all()) for key in moved)
     stood_still = None
     if earlier is not None and any(not torch.equal(weights[key], earlier[1][key]) for key in moved):
         stood_still = all(torch.equal(average[key], earlier[0][key]) for key in moved)
-    return Average(name, untouched, len(made), stood_still)
+    return Average(name, untouched, stood_still)
+
+
+def _varies(value: Tensor) -> bool:
+    """Whether numbers are finite and not all the same."""
+    return bool(value.isfinite().all()) and bool((value != value.flatten()[0]).any())

@@ -24,8 +24,8 @@ def check_average(exam: Exam) -> list[Finding]:
     advice = (
         "draw with --ema none, and train again with an average that follows, such as --train.ema warmup:decay=0.999"
     )
-    if average.comparable and average.untouched == average.comparable:
-        what = f"the moving average {average.name} was never updated: all its {average.comparable} norms and biases are as they were made"
+    if average.untouched:
+        what = f"the moving average {average.name} was never updated: {average.untouched} norms and biases are as they were made"
         return [Finding("error", what, advice)]
     if average.stood_still:
         what = f"the moving average {average.name} was not updated: it is that of the checkpoint before, though the weights have changed"

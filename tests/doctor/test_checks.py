@@ -68,7 +68,7 @@ def samples(change: float = 0.02, out_of_range: float = 0.0, images: np.ndarray 
     base = table(0.1)
     noise = 1 + 0.02 * RNG.standard_normal(base.shape)
     finer = base * (1 + change) * noise
-    return Samples(images, None, (out_of_range, 3 * out_of_range), "none", 10, 20, base, finer)
+    return Samples(images, None, (out_of_range, 3 * out_of_range), "none", 10, 20, base, np.ones(base.shape), finer)
 
 
 def neighbours(distance: float, held_out: float | None, further: float = 20.0) -> Neighbours:
@@ -90,9 +90,9 @@ def judged(right: float, asked: bool = True, given: np.ndarray | None = None) ->
 FAULTS: list[tuple[str, Exam, str, str]] = [
     ("flags", exam(differs={"diffusion.schedule": ("cosine", "linear")}), "warning", "diffusion.schedule=cosine"),
     ("flags", exam(other_images=True), "warning", "other images"),
-    ("average", exam(average=Average("0.9", 84, 84, None)), "error", "never updated: all its 84 norms and biases"),
-    ("average", exam(average=Average("0.9", 0, 84, True)), "error", "was not updated"),
-    ("average", exam(average=Average("0.9", 0, 84, False), fitted=(three := losses(1.5)), raw=three.linear), "error", "its decay is too long"),
+    ("average", exam(average=Average("0.9", 84, None)), "error", "never updated: 84 norms and biases"),
+    ("average", exam(average=Average("0.9", 0, True)), "error", "was not updated"),
+    ("average", exam(average=Average("0.9", 0, False), fitted=(three := losses(1.5)), raw=three.linear), "error", "its decay is too long"),
     ("range", exam(data=RAMP // 2 + 128), "error", "from 128 to 255 of 0 to 255, that is from 0.00 to 1.00"),
     ("range", exam(data=RAMP // 4), "warning", "less than half"),
     ("range", exam(fitted=losses(3.0), ranges={"[0, 1]": losses(0.6)}), "error", "trained on images in [0, 1], not in [-1, 1]"),
@@ -123,8 +123,8 @@ FAULTS: list[tuple[str, Exam, str, str]] = [
 
 HEALTHY: list[tuple[str, Exam]] = [
     ("flags", exam()),
-    ("average", exam(average=Average("0.9", 0, 84, False), fitted=(one := losses(0.6)), raw=1.05 * one.model)),
-    ("average", exam(average=Average("0.9", 0, 84, None), fitted=(one := losses(0.6)), raw=0.95 * one.model)),
+    ("average", exam(average=Average("0.9", 0, False), fitted=(one := losses(0.6)), raw=1.05 * one.model)),
+    ("average", exam(average=Average("0.9", 0, None), fitted=(one := losses(0.6)), raw=0.95 * one.model)),
     ("range", exam(data=RAMP, fitted=losses(0.6), ranges={"[0, 1]": losses(5.0)})),
     ("range", exam(data=RAMP, fitted=losses(0.6), ranges={"[0, 1]": losses(0.58)})),
     ("channels", exam(fitted=(one := losses(0.6)), permuted={(2, 1, 0): one.model * 0.98, (1, 0, 2): one.model * 2})),
@@ -219,7 +219,7 @@ def chance(check: str) -> Exam:
     if check == "average":
         one = losses(0.6)
         raw = one.model * np.exp(0.1 * RNG.standard_normal((N, LEVELS)))
-        return exam(average=Average("0.9", 0, 84, None), fitted=one, raw=raw)
+        return exam(average=Average("0.9", 0, None), fitted=one, raw=raw)
     if check == "channels":
         one = losses(0.6)
         return exam(fitted=one, permuted={(2, 1, 0): one.model * np.exp(0.2 * RNG.standard_normal((N, LEVELS)))})
