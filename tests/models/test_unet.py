@@ -249,7 +249,14 @@ OPTIONS: dict[str, Any] = {
     "down_padding": "asymmetric",
     "initialisation": "xavier",
 }
-UNSEEN = {"network", "dropout", "conditioning", "augment_labels", "gradient_checkpointing"}  # on their own below
+UNSEEN = {
+    "network",
+    "dropout",
+    "conditioning",
+    "augment_labels",
+    "gradient_checkpointing",
+    "norm_groups_exact",
+}  # on their own below
 
 
 def test_every_field_is_tested() -> None:
@@ -262,6 +269,16 @@ def test_each_option_changes_something(name: str) -> None:
     x, t = images(2, 3, 16, 16), noise_labels(2)
     with torch.no_grad():
         assert not torch.allclose(network()(x, t), network(**{name: OPTIONS[name]})(x, t), rtol=1e-3)
+
+
+def test_the_number_of_groups_is_kept_where_that_is_asked_for() -> None:
+    """One channel a group takes the time out again: avoided, unless a network was trained that way."""
+    safe, exact = (network(norm_groups=16, norm_groups_exact=value) for value in (False, True))
+    groups = [[m.num_groups for m in unet.modules() if isinstance(m, nn.GroupNorm)] for unet in (safe, exact)]
+    assert set(groups[1]) == {16} and min(groups[0]) == 8
+    x, t = images(2, 3, 16, 16), noise_labels(2)
+    with torch.no_grad():
+        assert not torch.allclose(safe(x, t), exact(x, t), rtol=1e-3)
 
 
 @pytest.mark.parametrize("value", ["batch", "none"])
