@@ -27,7 +27,7 @@ from ddpm.images import grid
 from ddpm.rundir import RunDir
 from ddpm.runs import drawing
 from ddpm.runs.evaluating import check_writable
-from ddpm.runs.loading import Model, load
+from ddpm.runs.loading import Model, is_foreign, load
 
 SHOWN = 36
 """Images of each kind in the picture."""
@@ -81,6 +81,10 @@ def diagnose(
     say, start = Console(quiet=quiet), time.perf_counter()
     if num_images < LEAST:
         raise ConfigError(f"--num-images={num_images} is wrong: it must be at least {LEAST}.")
+    if is_foreign(Path(source)):
+        raise ConfigError(
+            f"{source}: is another program's checkpoint; make a run of it by `ddpm import`, and examine that."
+        )
     machine = runtime.resolve(device, precision)
     model = load(source, ema, say.warn)
     recipe = drawing.Recipe.of(model, machine, sampler, guidance, thresholding, chunk, None)
@@ -140,8 +144,8 @@ def _subject(
         differs=_differences(run, found),
         other_images=real is not None
         and reference is None
-        and found.state["data"]["fingerprint"] != real.facts["fingerprint"],
-        metrics=[] if run is None else [line for line in rundir.read_jsonl(run.metrics) if line["step"] <= model.step],
+        and found.state["data"]["fingerprint"] not in (None, real.facts["fingerprint"]),  # None: imported
+        metrics=[] if run is None else [m for m in rundir.read_jsonl(run.metrics) if m.get("step", 0) <= model.step],
         missing=missing,
     )
 

@@ -129,3 +129,9 @@ def test_a_reference_of_statistics_is_refused(trained: Path, tmp_path: Path) -> 
     np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(ConfigError, match="holds statistics alone"):
         runs.diagnose(trained, reference=path, out=tmp_path, quiet=True)
+
+
+def test_another_programs_file_is_told_to_be_imported_first(tmp_path):
+    (tmp_path / "ckpt.pt").write_bytes(b"whatever it holds")
+    with pytest.raises(ConfigError, match="make a run of it by `ddpm import`"):
+        runs.diagnose(tmp_path / "ckpt.pt", quiet=True)
