@@ -19,9 +19,9 @@ is, a network is not, and there a ratio of their errors would be large and mean 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Mean squared errors of the network's output, of n images at L noise levels: float64 (n, L).
+    """Errors of the network's output by the loss that it was trained with, of n images at L noise levels: float64 (n, L).
 
-    model: of the network; linear: of the best linear denoiser in its place; power: mean square of the target.
+    model: of the network; linear: of the best linear denoiser in its place; power: of a network that says 0.
     """
 
     model: Float64

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm.doctor.evidence import Float64
 from ddpm.doctor.exam import FLOOR, Average, Losses
 from ddpm.doctor.linear import LinearDenoiser
+from ddpm.losses import per_image_loss
 from ddpm.models import GaussianDiffusion
 from ddpm.objectives import Objective, eps_from_x0
 from ddpm.randomness import Stream
@@ -76,7 +77,7 @@ class Patient:
         def judge(trial: Trial) -> list[Tensor]:
             target = self._said(trial, trial.x0, trial.eps, meant)
             guess = self._said_of(trial, linear.x0(trial.x_t, trial.level), meant)
-            return [_mean_square(trial.output - target), _mean_square(guess - target), _mean_square(target)]
+            return [self._loss(said, target) for said in (trial.output, guess, torch.zeros_like(target))]
 
         return Losses(*self._measure(judge))
 
@@ -85,12 +86,14 @@ class Patient:
         return self._measure(lambda trial: [self._error(trial)], time)[0]
 
     def losses_and_power(self) -> tuple[Float64, Float64]:
-        """Of the network alone, and of silence: mean squares of the target, both (n, L)."""
-        objective = self.model.objective
-        found = self._measure(
-            lambda trial: [self._error(trial), _mean_square(self._said(trial, trial.x0, trial.eps, objective))]
-        )
-        return found[0], found[1]
+        """Of the network alone, and of silence, both (n, L)."""
+
+        def judge(trial: Trial) -> list[Tensor]:
+            target = self._said(trial, trial.x0, trial.eps, self.model.objective)
+            return [self._loss(said, target) for said in (trial.output, torch.zeros_like(target))]
+
+        found, power = self._measure(judge)
+        return found, power
 
     def by_time(self) -> Float64:
         """(n, L, L): the loss where the noise is of level i, and the network is told the time of level j."""
@@ -114,12 +117,16 @@ class Patient:
 
         def judge(trial: Trial) -> list[Tensor]:
             guess = self._said_of(trial, classes.x0(trial.x_t, trial.level, labels[trial.rows]), objective)
-            return [self._error(trial), _mean_square(guess - self._said(trial, trial.x0, trial.eps, objective))]
+            return [self._error(trial), self._loss(guess, self._said(trial, trial.x0, trial.eps, objective))]
 
         return self._measure(judge)
 
     def _error(self, trial: Trial) -> Tensor:
-        return _mean_square(trial.output - self._said(trial, trial.x0, trial.eps, self.model.objective))
+        return self._loss(trial.output, self._said(trial, trial.x0, trial.eps, self.model.objective))
+
+    def _loss(self, said: Tensor, target: Tensor) -> Tensor:
+        """The error that training makes small, of each image: one that minimises another is not to be blamed for it."""
+        return per_image_loss(self.model.error, said, target)
 
     def _said(self, trial: Trial, x0: Tensor, eps: Tensor, objective: Objective) -> Tensor:
         return objective.target(x0, eps, trial.x_t, trial.level, self.model.schedule)
@@ -149,10 +156,6 @@ class Patient:
         found = self.model.predict(x_t, told, labels)
         output = self.model.objective.target(found.x0, found.eps, x_t, told, self.model.schedule)
         return Trial(rows, x0, eps, x_t, output, level)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    return x.flatten(1).square().mean(dim=1)
 
 
 def compare_average(
